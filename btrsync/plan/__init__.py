@@ -1,0 +1,1 @@
+"""Deciding: pure functions over values, without clock or I/O."""

@@ -1,0 +1,32 @@
+"""Names of snapshots, jobs and clients: what is allowed, and the next free one."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+    from datetime import datetime
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,127}\Z")
+"""What may become one path component on a server: nothing hidden, no separator, no control character."""
+
+
+def is_valid_name(name: str) -> bool:
+    """Tell whether `name` may name a client, job or backup on a server."""
+    return NAME_PATTERN.match(name) is not None
+
+
+def new_snapshot_name(pattern: str, now: datetime, taken: Container[str]) -> str:
+    """Return the name of a snapshot made at `now` (aware, UTC), not one of `taken`.
+
+    pattern: strftime, from year to second. A second snapshot within one second, or a clock set
+    back, takes the next free second: the original's minutes put one snapshot inside the other.
+    """
+    name = now.strftime(pattern)
+    while name in taken:
+        now += timedelta(seconds=1)
+        name = now.strftime(pattern)
+    return name

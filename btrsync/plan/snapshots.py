@@ -1,0 +1,92 @@
+"""The values that a side's inventory is made of.
+
+A *subvolume* is what the kernel knows under a UUID. A *snapshot* is a read-only one on the source, a
+*backup* a committed read-only one on a target. Which backup holds which snapshot is told by UUID
+alone, never by a name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+    from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Subvolume:
+    """One root item of a btrfs filesystem; field names are the kernel's (struct btrfs_root_item)."""
+
+    id: int
+    uuid: UUID
+    parent_uuid: UUID | None
+    received_uuid: UUID | None
+    ctransid: int
+    otransid: int
+    stransid: int
+    generation: int
+    is_readonly: bool
+    created: datetime
+
+    @property
+    def announced_uuid(self) -> UUID:
+        """The UUID that `btrfs send` announces: received_uuid where there is one.
+
+        Source: send_subvol_begin(), fs/btrfs/send.c.
+        """
+        return self.received_uuid or self.uuid
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A read-only subvolume of the source under its name in the snapshot directory."""
+
+    name: str
+    subvolume: Subvolume
+
+    @property
+    def announced_uuid(self) -> UUID:
+        return self.subvolume.announced_uuid
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """A committed subvolume on a target; `copies` counts who carries its received_uuid there."""
+
+    name: str
+    uuid: UUID
+    received_uuid: UUID | None
+    generation: int
+    is_readonly: bool
+    created: datetime
+    copies: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SourceInventory:
+    """A job's subvolume and all its snapshots, oldest first by the transaction that made them."""
+
+    subvolume: Subvolume
+    snapshots: tuple[Snapshot, ...]
+
+    @property
+    def latest(self) -> Snapshot | None:
+        return self.snapshots[-1] if self.snapshots else None
+
+
+def source_inventory(subvolume: Subvolume, named: Iterable[tuple[str, Subvolume]]) -> SourceInventory:
+    """Return the inventory of `subvolume` from all subvolumes found in its snapshot directory.
+
+    Only read-only snapshots of this very subvolume count; order is that of their creation
+    (otransid, a transaction number, does not depend on the clock).
+    """
+    snapshots = [
+        Snapshot(name, found)
+        for name, found in named
+        if found.is_readonly and found.parent_uuid == subvolume.uuid
+    ]
+    snapshots.sort(key=lambda snapshot: (snapshot.subvolume.otransid, snapshot.subvolume.id))
+    return SourceInventory(subvolume, tuple(snapshots))
