@@ -1,0 +1,280 @@
+"""What happened, as values with names, and the lines that show them while it happens and afterwards."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+from uuid import UUID
+
+import msgspec
+
+from btrsync.errors import BtrsyncError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TextIO
+
+Result = Literal["sent", "nothing_changed", "would_send", "failed"]
+Kind = Literal["full", "incremental"]
+Where = Literal["source", "target", "both"]
+
+BUG_STATUS = 70
+PROGRESS_INTERVAL_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorReport:
+    """A failure as it stands in a report: what, what to do next, and the exit status it means."""
+
+    message: str
+    hint: str | None
+    exit_status: int
+
+    @classmethod
+    def of(cls, error: BaseException) -> ErrorReport:
+        """Return the report of an exception; anything but a BtrsyncError is a bug, and says so."""
+        if isinstance(error, BtrsyncError):
+            return cls(error.message, error.hint, error.exit_status)
+        return cls(f"bug in btrsync: {type(error).__name__}: {error}", None, BUG_STATUS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOutcome:
+    """What came of one job at one target.
+
+    snapshot: the name of what was sent, would be sent, or is the latest on both sides where nothing
+    changed; send_parent: the name of the snapshot an incremental send started from; detail: one more
+    sentence for people, may be empty; error: set if and only if the result is "failed".
+    """
+
+    job: str
+    target: str
+    result: Result
+    kind: Kind | None = None
+    snapshot: str | None = None
+    send_parent: str | None = None
+    bytes_sent: int = 0
+    seconds: float = 0.0
+    detail: str = ""
+    error: ErrorReport | None = None
+
+    @property
+    def has_failed(self) -> bool:
+        return self.result == "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """What came of one run of `btrsync sync`: an outcome for each job at each of its targets."""
+
+    run_id: str
+    started: datetime
+    seconds: float
+    outcomes: tuple[JobOutcome, ...]
+
+    @property
+    def exit_status(self) -> int:
+        """0 if all was served, 1 if only some, else the highest of the failures' statuses 3 to 10."""
+        failures = [outcome for outcome in self.outcomes if outcome.has_failed]
+        if not failures:
+            return 0
+        if len(failures) < len(self.outcomes):
+            return 1
+        statuses = [failure.error.exit_status if failure.error else BUG_STATUS for failure in failures]
+        return max((status for status in statuses if 3 <= status <= 10), default=max(statuses))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotRow:
+    """One snapshot or backup of a job, as `list` shows it; one that both sides hold is one row.
+
+    created: when the snapshot was made, UTC; is_latest_common: pinned, the next send starts from it.
+    """
+
+    name: str
+    uuid: UUID
+    created: datetime | None
+    where: Where
+    is_latest_common: bool = False
+    is_readonly: bool = True
+    remark: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSurvey:
+    """What a job's source and one target hold now, oldest first; `error` where it could not be seen."""
+
+    job: str
+    target: str
+    error: str | None = None
+    snapshots: tuple[SnapshotRow, ...] = ()
+
+    @property
+    def latest_common(self) -> SnapshotRow | None:
+        return next((row for row in self.snapshots if row.is_latest_common), None)
+
+    @property
+    def snapshots_behind(self) -> int:
+        """Number of the source's snapshots that the target lacks, newer than the latest common."""
+        rows = [row for row in self.snapshots if row.where != "target"]
+        for index, row in enumerate(rows):
+            if row.is_latest_common:
+                return len(rows) - index - 1
+        return len(rows)
+
+
+class Reporter(Protocol):
+    """Who is told what happens while it happens. Nothing here may raise or read anything."""
+
+    def step(self, job: str, target: str, text: str) -> None: ...
+    def progress(self, job: str, target: str, bytes_sent: int, total_bytes: int | None) -> None: ...
+    def warning(self, text: str) -> None: ...
+    def outcome(self, outcome: JobOutcome) -> None: ...
+
+
+class NullReporter:
+    """Tells nobody."""
+
+    def step(self, job: str, target: str, text: str) -> None:
+        """Pass over a step."""
+
+    def progress(self, job: str, target: str, bytes_sent: int, total_bytes: int | None) -> None:
+        """Pass over progress."""
+
+    def warning(self, text: str) -> None:
+        """Pass over a warning."""
+
+    def outcome(self, outcome: JobOutcome) -> None:
+        """Pass over an outcome."""
+
+
+class PlainReporter:
+    """Whole lines for a log: no colours, no carriage returns, progress at most every 30 s per target.
+
+    log: where steps, progress and warnings go; summary: where each outcome goes; has_steps: False
+    leaves the steps out, as a run without -v does.
+    """
+
+    def __init__(
+        self,
+        log: TextIO | None = None,
+        summary: TextIO | None = None,
+        *,
+        has_steps: bool = True,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._log = sys.stderr if log is None else log
+        self._summary = sys.stdout if summary is None else summary
+        self._has_steps = has_steps
+        self._monotonic = monotonic
+        self._began: dict[tuple[str, str], float] = {}
+        self._said: dict[tuple[str, str], float] = {}
+
+    def step(self, job: str, target: str, text: str) -> None:
+        """Write one line on what is being done now."""
+        if self._has_steps:
+            self._write(self._log, f"{format_pair(job, target)}: {text}")
+
+    def progress(self, job: str, target: str, bytes_sent: int, total_bytes: int | None) -> None:
+        """Write one line on how far a send is, unless the last one is younger than 30 s."""
+        key, now = (job, target), self._monotonic()
+        began = self._began.setdefault(key, now)
+        if now - self._said.setdefault(key, now) < PROGRESS_INTERVAL_S:
+            return
+        self._said[key] = now
+        words = format_progress(bytes_sent, total_bytes, now - began)
+        self._write(self._log, f"{format_pair(job, target)}: {words}")
+
+    def warning(self, text: str) -> None:
+        """Write one line that wants attention."""
+        self._write(self._log, f"btrsync: warning: {text}")
+
+    def outcome(self, outcome: JobOutcome) -> None:
+        """Write what came of one job at one target."""
+        key = (outcome.job, outcome.target)
+        self._began.pop(key, None)
+        self._said.pop(key, None)
+        self._write(self._summary, format_outcome(outcome))
+
+    @staticmethod
+    def _write(file: TextIO, line: str) -> None:
+        # One write per line, so that lines of two targets do not mix.
+        file.write(line + "\n")
+        file.flush()
+
+
+def format_pair(job: str, target: str) -> str:
+    """Return "share → daisy"."""
+    return f"{job} → {target}"
+
+
+def format_outcome(outcome: JobOutcome) -> str:
+    """Return the one line for an outcome, with a second one for the hint of a failure."""
+    pair = format_pair(outcome.job, outcome.target)
+    detail = f"; {outcome.detail}" if outcome.detail else ""
+    if outcome.error is not None:
+        hint = f"\n  hint: {outcome.error.hint}" if outcome.error.hint else ""
+        message = outcome.error.message.replace("\n", "\n  ")
+        return f"{pair}: FAILED: {message}{detail}{hint}"
+    how = f"incremental from {outcome.send_parent}" if outcome.send_parent else "full"
+    if outcome.result == "sent":
+        amount = f"{format_size(outcome.bytes_sent)} in {format_seconds(outcome.seconds)}"
+        return f"{pair}: sent {outcome.snapshot} ({how}, {amount}){detail}"
+    if outcome.result == "would_send":
+        size = f", {format_size(outcome.bytes_sent)}" if outcome.bytes_sent else ""
+        return f"{pair}: would send {outcome.snapshot or 'a new snapshot'} ({how}{size}){detail}"
+    return f"{pair}: nothing changed" + (f" since {outcome.snapshot}" if outcome.snapshot else "") + detail
+
+
+def format_progress(bytes_sent: int, total_bytes: int | None, seconds: float) -> str:
+    """Return how far a send is: bytes and rate, with share and time left where the total is known."""
+    rate = bytes_sent / seconds if seconds > 0 else 0.0
+    words = f"{format_size(bytes_sent)} sent, {format_size(int(rate))}/s"
+    if total_bytes and rate > 0:
+        percent = min(100, 100 * bytes_sent // total_bytes)
+        left = max(0, total_bytes - bytes_sent) / rate
+        words += f", {percent} % of {format_size(total_bytes)}, {format_seconds(left)} left"
+    return words
+
+
+def format_size(size_bytes: int) -> str:
+    """Return a size in words: "512 B", "12.3 MiB"."""
+    if size_bytes < 1024:
+        return f"{size_bytes} B"
+    size = float(size_bytes)
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        size /= 1024
+        if round(size, 1) < 1024:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1024:.1f} PiB"
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration in words: "1.4 s", "3 min 20 s", "5 h 12 min", "3 d 4 h"."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for large, small, size, limit in (("min", "s", 60, 3600), ("h", "min", 3600, 86400)):
+        if whole < limit:
+            rest = whole % size // (1 if small == "s" else 60)
+            return f"{whole // size} {large} {rest} {small}"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def format_age(then: datetime, now: datetime) -> str:
+    """Return how long ago something was, never less than nothing."""
+    return format_seconds(max(0.0, round((now - then).total_seconds())))
+
+
+def run_json(report: RunReport) -> bytes:
+    """Return the one line of JSON for a run: its fields, and its exit status."""
+    fields: dict[str, Any] = msgspec.to_builtins(report)
+    return msgspec.json.encode({"ok": report.exit_status == 0, "exit_status": report.exit_status, **fields})
+
+
+def utc_text(moment: datetime) -> str:
+    """Return a time as people read it: "2026-11-22 21:30:00 UTC"."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
