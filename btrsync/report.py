@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
-from uuid import UUID
 
 import msgspec
 
 from btrsync.errors import BtrsyncError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import TextIO
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Self, TextIO
+    from uuid import UUID
+
+    from rich.progress import TaskID
 
 Result = Literal["sent", "nothing_changed", "would_send", "failed"]
 Kind = Literal["full", "incremental"]
@@ -201,9 +204,83 @@ class PlainReporter:
 
     @staticmethod
     def _write(file: TextIO, line: str) -> None:
-        # One write per line, so that lines of two targets do not mix.
-        file.write(line + "\n")
-        file.flush()
+        # A backup does not stop because nobody reads its log any more (`| head`, a full disk):
+        # `cli` meets the same error when it flushes at the end, and says so by the exit status.
+        with suppress(OSError):
+            file.write(line + "\n")
+            file.flush()
+
+
+class TerminalReporter:
+    """A bar with bytes, rate and time left for each send, on a terminal; a context manager.
+
+    Imports rich. Draws when told something, never from a thread of its own.
+    """
+
+    REDRAW_INTERVAL_S = 0.2
+
+    def __init__(self, summary: TextIO | None = None, *, has_steps: bool = True) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn, TransferSpeedColumn
+
+        self._plain = PlainReporter(sys.stderr, summary, has_steps=has_steps)
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(compact=True),
+            console=Console(stderr=True),
+            auto_refresh=False,
+            transient=True,
+        )
+        self._tasks: dict[tuple[str, str], TaskID] = {}
+        self._drawn = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bars.stop()
+
+    def step(self, job: str, target: str, text: str) -> None:
+        """Write one line on what is being done now, above the bars."""
+        with self._beside_the_bars():
+            self._plain.step(job, target, text)
+
+    def progress(self, job: str, target: str, bytes_sent: int, total_bytes: int | None) -> None:
+        """Move the bar of a send, at most five times a second."""
+        key = (job, target)
+        if key not in self._tasks:
+            self._tasks[key] = self._bars.add_task(format_pair(job, target), total=total_bytes)
+            self._bars.start()
+        now = time.monotonic()
+        if now - self._drawn >= self.REDRAW_INTERVAL_S:
+            self._drawn = now
+            self._bars.update(self._tasks[key], completed=bytes_sent, total=total_bytes)
+            self._bars.refresh()
+
+    def warning(self, text: str) -> None:
+        """Write one line that wants attention, above the bars."""
+        with self._beside_the_bars():
+            self._plain.warning(text)
+
+    def outcome(self, outcome: JobOutcome) -> None:
+        """Take the bar away and write what came of the job at this target."""
+        task = self._tasks.pop((outcome.job, outcome.target), None)
+        if task is not None:
+            self._bars.remove_task(task)
+        with self._beside_the_bars():
+            self._plain.outcome(outcome)
+
+    @contextmanager
+    def _beside_the_bars(self) -> Iterator[None]:
+        # stdout may be the same terminal, and rich only minds what passes through its own console.
+        self._bars.stop()
+        yield
+        if self._tasks:
+            self._bars.start()
 
 
 def format_pair(job: str, target: str) -> str:
@@ -278,3 +355,13 @@ def run_json(report: RunReport) -> bytes:
 def utc_text(moment: datetime) -> str:
     """Return a time as people read it: "2026-11-22 21:30:00 UTC"."""
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return columns that are aligned by spaces, with the headings above; "" stands out as "-"."""
+    lines = [list(headings), *([cell or "-" for cell in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from btrsync.config.fields import NAME_PATTERN, NAME_RULE
+from btrsync.config.fields import DEFAULT_SNAPSHOT_NAME, NAME_PATTERN, NAME_RULE
+from btrsync.plan.names import is_valid_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
     from btrsync.config.fields import ClientEntry, JobConfig, TargetConfig
 
 HOST_PATTERN = re.compile(r"[A-Za-z0-9:_][A-Za-z0-9._:%-]*")
 USER_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9._-]*\$?")
 SSH_OPTION_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9]*=[^\x00-\x1f]+")
-SNAPSHOT_NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:+@-]*")
 TIME_DIRECTIVES = ("%Y", "%m", "%d", "%H", "%M", "%S")
-SNAPSHOT_NAME_BYTES = 128
-"""Well below NAME_MAX (255), since names of a receive in progress are made longer."""
 
 
 def name_problems(table: Mapping[str, Any], keys: Iterable[str]) -> Iterator[str]:
@@ -43,7 +40,7 @@ def path_problems(key: str, path: Path) -> Iterator[str]:
 def target_problems(key: str, target: TargetConfig) -> Iterator[str]:
     """Yield what is wrong with one target, whose types are right."""
     if target.host is None and target.path is None:
-        yield f'{key}: has neither host nor path; write host = "NAME" for a server, path = "/DIR" for a disk here'
+        yield f'{key}: has neither host nor path; write host = "NAME", or path = "/DIRECTORY" for a disk here'
     if target.host is not None and target.path is not None:
         yield f"{key}: has both host and path; keep host for a server, path for a disk on this machine"
     if target.host is not None and not HOST_PATTERN.fullmatch(target.host):
@@ -52,7 +49,7 @@ def target_problems(key: str, target: TargetConfig) -> Iterator[str]:
         yield f"{key}.user: {target.user!r} is not the name of a user; write the name alone"
     for index, option in enumerate(target.ssh_options):
         if not SSH_OPTION_PATTERN.fullmatch(option):
-            yield f'{key}.ssh_options[{index}]: {option!r} is not "Key=value"; leave out -o, write one = between'
+            yield f'{key}.ssh_options[{index}]: {option!r} is not "Key=value"; write it so, without -o'
     for name in ("path", "key", "known_hosts"):
         path = getattr(target, name)
         if path is not None:
@@ -81,25 +78,22 @@ def job_problems(key: str, job: JobConfig, targets: object) -> Iterator[str]:
 
 def snapshot_name_problems(key: str, pattern: str) -> Iterator[str]:
     """Yield why the names made of `pattern` would not be unique, sortable names of one directory entry."""
-    example = datetime(2026, 11, 22, 21, 30, 0, tzinfo=UTC).strftime("snapshot-%Y%m%d%H%M%S")
-    found = re.findall(r"%.?", pattern)
+    found = tuple(re.findall(r"%.?", pattern))
     missing = [directive for directive in TIME_DIRECTIVES if directive not in found]
     others = [directive for directive in found if directive not in TIME_DIRECTIVES]
     if others:
         yield f"{key}: contains {others[0]}; only {' '.join(TIME_DIRECTIVES)} sort by time, use these"
     elif missing:
-        yield f"{key}: lacks {' '.join(missing)}, so two snapshots could get one name; write it as in {example}"
-    elif tuple(found) != TIME_DIRECTIVES:
-        yield f"{key}: names would not sort by time; write {' '.join(TIME_DIRECTIVES)} in this order, each once"
-    literal = re.sub(r"%.?", "0", pattern)
-    if "/" in literal:
-        yield f"{key}: contains /; it is a name within `snapshots`, put a directory there"
-    elif literal.startswith("."):
+        yield f"{key}: lacks {' '.join(missing)}, so two snapshots could get one name; add it"
+    elif found != TIME_DIRECTIVES:
+        yield f"{key}: names would not sort by time; write {DEFAULT_SNAPSHOT_NAME}, or at least this order"
+    name = re.sub(r"%.?", "00", pattern.replace("%Y", "0000"))
+    if "/" in name:
+        yield f"{key}: contains /; it is a name within `snapshots`, so put a directory there"
+    elif name.startswith("."):
         yield f"{key}: begins with a dot, as only receives in progress do; begin it with a letter"
-    elif literal and not SNAPSHOT_NAME_PATTERN.fullmatch(literal):
-        yield f"{key}: may hold letters, digits and . _ : + @ - only, the first a letter, a digit or _; change it"
-    elif len(literal) > SNAPSHOT_NAME_BYTES:
-        yield f"{key}: is longer than {SNAPSHOT_NAME_BYTES} characters; shorten it"
+    elif not is_valid_name(name):
+        yield f"{key}: must hold A-Z a-z 0-9 . _ + @ - only, begin with a letter or a digit, and be short"
 
 
 def shared_directory_problems(jobs: Mapping[str, JobConfig]) -> Iterator[str]:
@@ -131,7 +125,7 @@ def server_directory_problems(clients: Mapping[str, ClientEntry]) -> Iterator[st
 
 def _format_choice(name: str, known: list[str]) -> str:
     """Return the remedy for a name that is not among the known ones."""
-    import difflib  # noqa: PLC0415  only a wrong file needs it, and every sync waits for imports
+    import difflib  # here, since only a wrong file needs it and every sync waits for imports
 
     nearest = difflib.get_close_matches(name, known, n=1)
     if nearest:

@@ -80,7 +80,7 @@ def convert_table(
     return struct(**values) if len(problems) == before else None
 
 
-def _convert_value(value: object, hint: Any, path: str, problems: list[str]) -> Any:
+def _convert_value(value: object, hint: object, path: str, problems: list[str]) -> object:
     """Return one value as its field wants it; each wrong one is added to `problems`."""
     bare, _ = _bare(hint)
     if get_origin(bare) is dict:
@@ -118,7 +118,7 @@ def readable_tables(tables: object, struct: type[StructType]) -> dict[str, Struc
     return {name: value for name, value in converted.items() if value is not None}
 
 
-def _bare(hint: Any) -> tuple[Any, list[Meta]]:
+def _bare(hint: object) -> tuple[object, list[Meta]]:
     """Return a type without its annotations and without None, and what the annotations held."""
     bounds: list[Meta] = []
     while True:
@@ -132,7 +132,7 @@ def _bare(hint: Any) -> tuple[Any, list[Meta]]:
             return hint, bounds
 
 
-def format_wanted(hint: Any) -> str:
+def format_wanted(hint: object) -> str:
     """Return in words what a field takes: "a whole number from 1 to 65535"."""
     bare, bounds = _bare(hint)
     if bare is int:
@@ -141,7 +141,7 @@ def format_wanted(hint: Any) -> str:
         return f"a whole number from {lowest} to {highest}"
     if get_origin(bare) is tuple:
         return "a list of texts"
-    return {Path: "an absolute path in quotes", str: "a text in quotes", bool: "true or false"}[bare]
+    return "an absolute path in quotes" if bare is Path else "a text in quotes"
 
 
 def _format_found(value: object) -> str:
@@ -159,7 +159,7 @@ def _format_found(value: object) -> str:
 
 def _format_unknown(key: str, known: Iterable[str]) -> str:
     """Return the problem and the remedy for a key that has no meaning."""
-    import difflib  # noqa: PLC0415  only a wrong file needs it, and every sync waits for imports
+    import difflib  # here, since only a wrong file needs it and every sync waits for imports
 
     names = list(known)
     nearest = difflib.get_close_matches(key, names, n=1)
