@@ -1,0 +1,131 @@
+"""The ioctls of btrfs that pybtrfs has not, and syncfs: descriptors in, values out, OSError as it comes.
+
+Numbers and layouts are those of <linux/btrfs.h>; all structures are packed as they stand there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+IOC_SYNC: Final = 0x9408
+IOC_SPACE_INFO: Final = 0xC0109414
+IOC_DEV_INFO: Final = 0xD000941E
+IOC_FS_INFO: Final = 0x8400941F
+IOC_GET_DEV_STATS: Final = 0xC4089434
+
+FS_INFO_BYTES: Final = 1024
+DEV_INFO_BYTES: Final = 4096
+DEV_STATS_BYTES: Final = 1032
+DEV_STATS_COUNTERS: Final = 5
+SPACE_SLOTS: Final = 64
+"""Kinds of chunk times profiles: a handful, and a few more while a balance converts."""
+
+BLOCK_GROUP_DATA: Final = 1
+BLOCK_GROUP_METADATA: Final = 4
+SPACE_INFO_GLOBAL_RSV: Final = 1 << 49
+"""Not chunks, but a reserve inside those of metadata, listed beside them."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilesystemInfo:
+    """struct btrfs_ioctl_fs_info_args, as far as it is used here."""
+
+    highest_devid: int
+    device_count: int
+    fsid: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """struct btrfs_ioctl_dev_info_args; `used_bytes` is what chunks take on it."""
+
+    devid: int
+    used_bytes: int
+    total_bytes: int
+
+    @property
+    def unallocated_bytes(self) -> int:
+        return self.total_bytes - self.used_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """struct btrfs_ioctl_space_info: all chunks of one kind and profile together."""
+
+    flags: int
+    total_bytes: int
+    used_bytes: int
+
+    @property
+    def free_bytes(self) -> int:
+        return self.total_bytes - self.used_bytes
+
+    @property
+    def holds_data(self) -> bool:
+        return bool(self.flags & BLOCK_GROUP_DATA)
+
+    @property
+    def holds_metadata(self) -> bool:
+        return bool(self.flags & BLOCK_GROUP_METADATA) and not self.flags & SPACE_INFO_GLOBAL_RSV
+
+
+def syncfs(fd: int) -> None:
+    """Write out the whole filesystem; an error is also what failed since `fd` was opened: syncfs(2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syncfs(fd) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def commit(fd: int) -> None:
+    """Commit the running transaction and wait for it (BTRFS_IOC_SYNC)."""
+    fcntl.ioctl(fd, IOC_SYNC)
+
+
+def filesystem_info(fd: int) -> FilesystemInfo:
+    """Return BTRFS_IOC_FS_INFO; OSError with ENOTTY where `fd` is not on btrfs."""
+    block = bytearray(FS_INFO_BYTES)
+    fcntl.ioctl(fd, IOC_FS_INFO, block)
+    highest, count, fsid = struct.unpack_from("=QQ16s", block)
+    return FilesystemInfo(highest, count, fsid)
+
+
+def devices(fd: int) -> list[Device]:
+    """Return BTRFS_IOC_DEV_INFO of every device of the filesystem, missing ones too."""
+    info = filesystem_info(fd)
+    found: list[Device] = []
+    for devid in range(info.highest_devid + 1):  # 0 is the target of a replace in progress
+        block = bytearray(DEV_INFO_BYTES)
+        struct.pack_into("=Q", block, 0, devid)
+        try:
+            fcntl.ioctl(fd, IOC_DEV_INFO, block)
+        except OSError as error:
+            if error.errno != errno.ENODEV:  # a device was removed: its number stays unused
+                raise
+            continue
+        used, total = struct.unpack_from("=QQ", block, 24)
+        found.append(Device(devid, used, total))
+    return found
+
+
+def error_counters(fd: int, devid: int) -> tuple[int, ...]:
+    """Return BTRFS_IOC_GET_DEV_STATS: errors of write, read, flush, corruption and generation."""
+    block = bytearray(DEV_STATS_BYTES)
+    struct.pack_into("=QQQ", block, 0, devid, DEV_STATS_COUNTERS, 0)
+    fcntl.ioctl(fd, IOC_GET_DEV_STATS, block)
+    return struct.unpack_from(f"={DEV_STATS_COUNTERS}Q", block, 24)
+
+
+def chunks(fd: int) -> list[Chunks]:
+    """Return BTRFS_IOC_SPACE_INFO: what is allocated and used, for each kind and profile."""
+    block = bytearray(16 + 24 * SPACE_SLOTS)
+    struct.pack_into("=QQ", block, 0, SPACE_SLOTS, 0)
+    fcntl.ioctl(fd, IOC_SPACE_INFO, block)
+    _, found = struct.unpack_from("=QQ", block)
+    return [Chunks(*struct.unpack_from("=QQQ", block, 16 + 24 * i)) for i in range(min(found, SPACE_SLOTS))]
