@@ -5,8 +5,8 @@
 #   - Debian packages: dpkg's own record says what is there; half-installed counts as missing.
 #   - .venv: its file `prepared` is written last and names what it was built from. No such file:
 #     built anew. Another content: brought up to date in place.
-#   - openssh-server, if we install it: .prepare/sshd exists from before the installation until its
-#     service is disabled. A machine that has openssh-server already is left as it is.
+#   - openssh-server and btrbk, if we install them: .prepare/services names their services from before
+#     the installation until they are disabled. A machine that has them already is left as it is.
 # It speaks on stderr only, and only when there is something to do: stdout belongs to the caller.
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
@@ -32,12 +32,12 @@ prepare() {
 }
 
 is_prepared() {
-    [ ! -e .prepare/sshd ] && [ -z "$(missing_packages)" ] && venv_is_current
+    [ ! -e .prepare/services ] && [ -z "$(missing_packages)" ] && venv_is_current
 }
 
 prepare_anew() {
     install_packages
-    keep_sshd_from_starting
+    disable_new_services
     venv_is_current || make_venv
 }
 
@@ -49,7 +49,8 @@ missing_packages() {
     command -v dpkg-query >/dev/null || return 0 # not Debian: what is missing will be told by name
     # shellcheck disable=SC2046 # words are wanted
     set -- $(wanted_packages)
-    installed=" $(dpkg-query --show --showformat='${Package}=${db:Status-Status} ' "$@" 2>/dev/null) "
+    # Its status is 1 as soon as one package is unknown.
+    installed=" $(dpkg-query --show --showformat='${Package}=${db:Status-Status} ' "$@" 2>/dev/null || :) "
     for package in "$@"; do
         case $installed in
         *" $package=installed "*) ;;
@@ -62,9 +63,7 @@ install_packages() {
     missing=$(missing_packages)
     [ -n "$missing" ] || return 0
     say "installing Debian packages: $missing"
-    case " $missing " in
-    *' openssh-server '*) : >.prepare/sshd ;;
-    esac
+    note_new_services
     hold_services_back
     # Whatever ends us, the policy goes; after SIGKILL the next run removes it.
     trap release_services EXIT
@@ -114,11 +113,24 @@ mend_dpkg() {
     apt_get install --yes --no-install-recommends --fix-broken || :
 }
 
-# --------------------------------------------------- openssh-server without a daemon of its own
+# --------------------------------------------------------------- packages without their services
 #
-# Rehearsal hosts run their own sshd from this package. The service that Debian starts and enables
-# with it would open this machine to logins, which nobody asked for. invoke-rc.d and
-# deb-systemd-invoke ask policy-rc.d before they start anything (Debian policy, section 9.3.3.1).
+# Rehearsal hosts run their own sshd from openssh-server, and the benchmark calls btrbk. The sshd and
+# the timer that Debian starts and enables with them would change this machine, which nobody asked
+# for. invoke-rc.d and deb-systemd-invoke ask policy-rc.d before they start anything (Debian policy,
+# section 9.3.3.1); afterwards the services are disabled, so that they do not start at boot either.
+
+note_new_services() {
+    for package in $missing; do
+        case $package in
+        openssh-server) echo ssh.service ssh.socket ;;
+        btrbk) echo btrbk.timer ;;
+        esac
+    done >.prepare/services.new
+    # A killed run may have noted some that are still to be disabled.
+    cat .prepare/services.new >>.prepare/services
+    rm -f .prepare/services.new
+}
 
 hold_services_back() {
     release_services # one that a killed run left
@@ -140,18 +152,28 @@ release_services() {
     if grep -qs "$POLICY_MARK" "$POLICY"; then rm -f "$POLICY"; fi
 }
 
-keep_sshd_from_starting() {
-    [ -e .prepare/sshd ] || return 0
+disable_new_services() {
+    [ -e .prepare/services ] || return 0
     release_services
-    say "openssh-server is new here, and its service stays off: to have it, run  systemctl enable --now ssh"
-    if [ -d /run/systemd/system ]; then
-        systemctl disable --now ssh.service ssh.socket >/dev/null 2>&1 || :
-    else
-        service ssh stop >/dev/null 2>&1 || :
-        if command -v systemctl >/dev/null; then systemctl disable ssh.service >/dev/null 2>&1 || :; fi
+    services=$(sort -u .prepare/services | tr '\n' ' ')
+    if [ -n "$services" ]; then
+        say "new here, and kept off (systemctl enable --now turns one on): $services"
+        # Names that this release does not have are no failure.
+        for service in $services; do
+            if [ -d /run/systemd/system ]; then
+                systemctl disable --now "$service" || :
+            elif command -v systemctl; then
+                systemctl disable "$service" || :
+            fi
+        done >.prepare/services.log 2>&1
+        case $services in
+        *ssh.service*)
+            [ -d /run/systemd/system ] || service ssh stop || :
+            if command -v update-rc.d; then update-rc.d ssh disable || :; fi
+            ;;
+        esac >>.prepare/services.log 2>&1
     fi
-    if command -v update-rc.d >/dev/null; then update-rc.d ssh disable >/dev/null 2>&1 || :; fi
-    rm -f .prepare/sshd
+    rm -f .prepare/services
 }
 
 # ---------------------------------------------------------------------------------------- .venv
@@ -197,9 +219,12 @@ make_venv() {
 }
 
 give_up_on_pip() {
-    tail -n 8 .prepare/pip.log >&2
+    grep -E '(ERROR|error):? ' .prepare/pip.log | cut -c 1-300 | tail -n 4 >&2 || :
     if grep -qE 'NewConnectionError|NameResolutionError|name resolution|Network is unreachable|ConnectTimeout|Connection refused' .prepare/pip.log; then
         fail "no network: the Python package index cannot be reached, and .venv is not complete"
     fi
-    fail "pip failed (above; all of it in .prepare/pip.log)"
+    if grep -q 'CERTIFICATE_VERIFY_FAILED' .prepare/pip.log; then
+        fail "the certificate of the Python package index is not trusted here: set PIP_CERT, or add its authority to ca-certificates"
+    fi
+    fail "pip failed (all that it said is in .prepare/pip.log)"
 }
