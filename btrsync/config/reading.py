@@ -76,7 +76,7 @@ def convert_table(
         if name in table:
             values[name] = _convert_value(table[name], field.type, f"{prefix}{name}", problems)
         elif field.required:
-            problems.append(f"{prefix}{name}: is missing. {describe(struct, name)}")
+            problems.append(f"{prefix}{name}: is missing; add it. {describe(struct, name)}")
     return struct(**values) if len(problems) == before else None
 
 

@@ -1,0 +1,81 @@
+"""`btrsync list`: every snapshot and backup of the jobs, oldest first; looks and changes nothing."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from btrsync.commands.options import (
+    common_options,
+    config_option,
+    jobs_argument,
+    json_option,
+    load_chosen,
+    require_root,
+    target_option,
+)
+from btrsync.commands.tables import show_table
+from btrsync.report import JobSurvey, SnapshotRow, format_pair, utc_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+HEADINGS = ("JOB", "TARGET", "SNAPSHOT", "CREATED", "WHERE", "REMARK")
+
+EPILOG = """\b
+Examples:
+  btrsync list
+  btrsync list share --target daisy
+  btrsync list --json
+"""
+
+
+@click.command(name="list", epilog=EPILOG)
+@jobs_argument
+@config_option
+@target_option
+@json_option
+@common_options
+def command(jobs: tuple[str, ...], file: Path, targets: tuple[str, ...], as_json: bool) -> int:
+    """List the snapshots of each JOB and the backups at its targets, and where each one is.
+
+    A snapshot that both sides hold is one row, found by UUID, whatever it is called there. The
+    latest one on both sides is pinned: the next send starts from it, and it is never deleted.
+    The exit status is 1 if a source or a target could not be looked at.
+    """
+    config = load_chosen(file, jobs, targets)
+    require_root("list")
+    from btrsync import sync
+
+    surveys = sync.survey(config, jobs, targets)
+    show_surveys(surveys, as_json=as_json)
+    return 1 if any(survey.error for survey in surveys) else 0
+
+
+def show_surveys(surveys: Sequence[JobSurvey], *, as_json: bool) -> None:
+    """Write the surveys to standard output, and for people what could not be seen to stderr."""
+    if as_json:
+        click.echo(msgspec.json.encode({"surveys": surveys}))
+        return
+    rows = [_cells(survey, row) for survey in surveys for row in survey.snapshots]
+    if rows:
+        show_table(HEADINGS, rows)
+    for survey in surveys:
+        if survey.error:
+            print(f"btrsync: {format_pair(survey.job, survey.target)}: {survey.error}", file=sys.stderr)
+        elif not survey.snapshots:
+            print(f"{format_pair(survey.job, survey.target)}: no snapshots yet", file=sys.stderr)
+
+
+def _cells(survey: JobSurvey, row: SnapshotRow) -> tuple[str, ...]:
+    remarks = [
+        *(["latest on both sides, pinned"] if row.is_latest_common else []),
+        *([] if row.is_readonly else ["writable"]),
+        *([row.remark] if row.remark else []),
+    ]
+    created = utc_text(row.created) if row.created else ""
+    return (survey.job, survey.target, row.name, created, row.where, ", ".join(remarks))

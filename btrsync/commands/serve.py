@@ -1,0 +1,77 @@
+"""`btrsync serve CLIENT`: the server's end, started by sshd. Imports little: it starts at every sync."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import syslog
+from functools import partial
+from typing import TYPE_CHECKING
+
+import btrsync
+from btrsync import serve
+from btrsync.config import SERVER_FILE, ServerConfig, load_server
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ORIGINAL_COMMAND_CHARACTERS = 200
+
+
+def run_serve(client: str, file: Path = SERVER_FILE, root: Path | None = None) -> int:
+    """Serve one client over standard input and output, and return the exit status.
+
+    client: the name in the forced command; root: instead of a configuration, the directory on
+    btrfs that holds the clients' directories.
+    """
+    syslog.openlog("btrsync", syslog.LOG_PID, syslog.LOG_DAEMON)
+    syslog.syslog(_connection_line(client))
+    read_fd, write_fd = _take_standard_streams()
+    return serve.serve(
+        partial(load_server, file) if root is None else partial(ServerConfig, root=root),
+        client,
+        read_fd=read_fd,
+        write_fd=write_fd,
+        software=f"btrsync {btrsync.__version__}",
+        log=_log,
+    )
+
+
+def printable_command(original_command: str) -> str:
+    """Return what the client asked ssh to run, fit for a log: cut short, nothing but printable ASCII.
+
+    It is only ever logged. The forced command decides what is done.
+    """
+    head = original_command[:ORIGINAL_COMMAND_CHARACTERS]
+    return head.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+def _connection_line(client: str) -> str:
+    """Return the line for the log that tells who connected, and what they asked ssh for in vain."""
+    line = f"client {printable_command(client)} connected"
+    address = os.environ.get("SSH_CLIENT", "").split(" ", 1)[0]
+    if address:
+        line += f" from {printable_command(address)}"
+    asked = os.environ.get("SSH_ORIGINAL_COMMAND")
+    return line if asked is None else f'{line}, its own command is ignored: "{printable_command(asked)}"'
+
+
+def _log(line: str) -> None:
+    """Write a line to the system's log, and to stderr, which ssh shows to whoever tries by hand."""
+    syslog.syslog(line)
+    with contextlib.suppress(OSError):
+        print(f"btrsync serve: {line}", file=sys.stderr, flush=True)
+
+
+def _take_standard_streams() -> tuple[int, int]:
+    """Return the wire's two ends, and leave a null input and stderr in their place.
+
+    Whatever prints by mistake, here or in a child, then writes beside the wire and not into it.
+    """
+    read_fd, write_fd = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+    return read_fd, write_fd

@@ -1,0 +1,128 @@
+"""`btrsync status`: for each job and target how old its latest backup is; looks and changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import click
+import msgspec
+
+from btrsync.commands.options import (
+    common_options,
+    config_option,
+    jobs_argument,
+    json_option,
+    load_chosen,
+    now,
+    require_root,
+    target_option,
+)
+from btrsync.commands.tables import show_table
+from btrsync.report import JobSurvey, format_seconds
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from pathlib import Path
+
+HEADINGS = ("JOB", "TARGET", "LATEST SNAPSHOT", "LATEST ON BOTH SIDES", "AGE", "STATE")
+
+EPILOG = """\b
+Examples:
+  btrsync status
+  btrsync status --json
+  btrsync status || echo "some target has no backup, or is out of reach"
+"""
+
+State = Literal["in_sync", "behind", "never_synced", "unreachable"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobStatus:
+    """How one target of a job stands; the names are None where there is none."""
+
+    job: str
+    target: str
+    state: State
+    latest_snapshot: str | None = None
+    latest_common: str | None = None
+    age_seconds: float | None = None
+    snapshots_behind: int = 0
+    error: str | None = None
+
+    @property
+    def is_served(self) -> bool:
+        return self.state in ("in_sync", "behind")
+
+
+@click.command(name="status", epilog=EPILOG)
+@jobs_argument
+@config_option
+@target_option
+@json_option
+@common_options
+def command(jobs: tuple[str, ...], file: Path, targets: tuple[str, ...], as_json: bool) -> int:
+    """Tell for each JOB and target what the latest backup is, how old, and how far behind.
+
+    The exit status is 1 if a target could not be looked at or has never been synced.
+    """
+    config = load_chosen(file, jobs, targets)
+    require_root("status")
+    from btrsync import sync
+
+    moment = now()
+    statuses = [judge(survey, moment) for survey in sync.survey(config, jobs, targets)]
+    is_served = all(status.is_served for status in statuses)
+    if as_json:
+        click.echo(msgspec.json.encode({"ok": is_served, "statuses": statuses}))
+    else:
+        show_table(HEADINGS, [_cells(status) for status in statuses])
+    return 0 if is_served else 1
+
+
+def judge(survey: JobSurvey, moment: datetime) -> JobStatus:
+    """Return how a target stands at `moment`, an aware time."""
+    if survey.error is not None:
+        return JobStatus(job=survey.job, target=survey.target, state="unreachable", error=survey.error)
+    at_source = [row.name for row in survey.snapshots if row.where != "target"]
+    latest = at_source[-1] if at_source else None
+    common = survey.latest_common
+    if common is None:
+        return JobStatus(
+            job=survey.job,
+            target=survey.target,
+            state="never_synced",
+            latest_snapshot=latest,
+            snapshots_behind=survey.snapshots_behind,
+        )
+    return JobStatus(
+        job=survey.job,
+        target=survey.target,
+        state="behind" if survey.snapshots_behind else "in_sync",
+        latest_snapshot=latest,
+        latest_common=common.name,
+        age_seconds=(moment - common.created).total_seconds() if common.created else None,
+        snapshots_behind=survey.snapshots_behind,
+    )
+
+
+def format_state(status: JobStatus) -> str:
+    """Return the last column: what people want to know."""
+    if status.state == "unreachable":
+        return f"unreachable: {' '.join((status.error or '').split())}"
+    if status.state == "never_synced":
+        return "never synced"
+    count = status.snapshots_behind
+    return "in sync" if not count else f"{count} snapshot{'s' if count > 1 else ''} behind"
+
+
+def _cells(status: JobStatus) -> tuple[str, ...]:
+    age = "" if status.age_seconds is None else format_seconds(max(0.0, status.age_seconds))
+    return (
+        status.job,
+        status.target,
+        status.latest_snapshot or "",
+        status.latest_common or "",
+        age,
+        format_state(status),
+    )

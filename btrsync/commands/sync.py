@@ -1,0 +1,101 @@
+"""`btrsync sync`: one run over the jobs and targets, shown while it goes and summed up at its end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from btrsync import report
+from btrsync.commands.options import (
+    common_options,
+    config_option,
+    invocation_of,
+    jobs_argument,
+    json_option,
+    load_chosen,
+    now,
+    require_root,
+    target_option,
+)
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from typing import TextIO
+
+LOCK_DIRECTORY = Path("/run/btrsync")
+
+EPILOG = """\b
+Examples:
+  btrsync sync                      every job, to every target it names
+  btrsync sync share                one job
+  btrsync sync --target usb         every job that goes to the target usb
+  btrsync sync --dry-run            what would be sent; changes nothing
+  btrsync sync --full share         send all of it, though nothing is common any more
+  btrsync sync --json | tail -n 1   the report for a program
+"""
+
+
+@click.command(name="sync", epilog=EPILOG)
+@jobs_argument
+@config_option
+@target_option
+@click.option("--full", is_flag=True, help="Send everything where source and target share no snapshot.")
+@click.option("--dry-run", is_flag=True, help="Tell what would be sent, and change nothing.")
+@click.option("--always", "--force", is_flag=True, help="Make and send a snapshot although nothing changed.")
+@json_option
+@click.pass_context
+@common_options
+def command(
+    context: click.Context,
+    jobs: tuple[str, ...],
+    file: Path,
+    targets: tuple[str, ...],
+    full: bool,
+    dry_run: bool,
+    always: bool,
+    as_json: bool,
+) -> int:
+    """Make a snapshot of each JOB's subvolume and send it to the job's targets.
+
+    Without JOB, all jobs of the configuration are done. What a target already has is not sent
+    again: a send starts from the latest snapshot that both sides hold. If nothing changed since
+    then, no snapshot is made and nothing is sent. A target that fails does not keep the others
+    from being served; the exit status is then 1, and the target is named.
+
+    With --json the last line on standard output is one JSON object, and everything for people
+    goes to standard error.
+    """
+    config = load_chosen(file, jobs, targets)
+    require_root("sync")
+    # Here, after the command line and the configuration were found right: this is the long import.
+    from btrsync import sync
+
+    options = sync.SyncOptions(
+        jobs=jobs,
+        targets=targets,
+        full=full,
+        dry_run=dry_run,
+        always=always,
+        lock_directory=LOCK_DIRECTORY,
+        now=now,
+        run_id=uuid.uuid4().hex,
+    )
+    summary = sys.stderr if as_json else sys.stdout
+    with choose_reporter(summary, has_steps=bool(invocation_of(context).verbosity)) as reporter:
+        run = sync.run(config, options, reporter)
+    if as_json:
+        click.echo(report.run_json(run))
+    return run.exit_status
+
+
+def choose_reporter(summary: TextIO, *, has_steps: bool) -> AbstractContextManager[report.Reporter]:
+    """Return bars for a terminal, plain lines for anything else; summary: where outcomes go."""
+    if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        return report.TerminalReporter(summary, has_steps=has_steps)
+    return nullcontext(report.PlainReporter(sys.stderr, summary, has_steps=has_steps))
