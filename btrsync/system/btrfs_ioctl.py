@@ -76,7 +76,7 @@ class Chunks:
 
 
 def syncfs(fd: int) -> None:
-    """Write out the whole filesystem; an error is also what failed since `fd` was opened: syncfs(2)."""
+    """Write out the filesystem of `fd`; fails also for what could not be written since it was opened."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syncfs(fd) != 0:
         number = ctypes.get_errno()

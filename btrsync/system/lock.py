@@ -1,0 +1,228 @@
+"""A lock that says who holds it, and that a dead holder lets go of by itself.
+
+The lock is flock(2) on a file, so the kernel drops it with the process; what is written in the file
+only tells others who that is. The file stays: to remove it would let two hold "the" lock, one of
+the old file and one of the new.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import signal
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, Self
+
+from btrsync.errors import LockedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from types import TracebackType
+
+FIRST_PAUSE_S: Final = 0.005
+LONGEST_PAUSE_S: Final = 0.2
+EVICTION_GRACE_S: Final = 5.0
+HOLDER_BYTES: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds a lock: the process by pid and start, since when, and for which run."""
+
+    pid: int
+    started_ticks: int
+    since: str
+    run_id: str = ""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether that very process still runs: a pid may long be another's, its start time is not."""
+        return _started_ticks(self.pid) == self.started_ticks
+
+    def __str__(self) -> str:
+        return f"busy since {self.since}, pid {self.pid}"
+
+
+class Lock:
+    """The lock at `path`, held inside the context; `what` is the name of what it guards, for errors.
+
+    path: a file, made if missing, in a directory that exists. wait_s: seconds to wait for another
+    to let go; on_wait is called between the looks, several times a second. run_id: of our run, for
+    `evict`. Raises LockedError naming the holder; OSError if the file cannot be opened.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        what: str,
+        *,
+        wait_s: float = 0,
+        on_wait: Callable[[], None] | None = None,
+        run_id: str = "",
+    ) -> None:
+        self.path = path
+        self.what = what
+        self.wait_s = wait_s
+        self.on_wait = on_wait
+        self.run_id = run_id
+        self._fd = -1
+
+    def __enter__(self) -> Self:
+        fd = _opened(self.path)
+        try:
+            self._wait_for(fd)
+            _write_holder(fd, _ourselves(self.run_id))
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fd = fd
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            # While it is still ours: nobody may read our name in a lock that another holds.
+            os.ftruncate(self._fd, 0)
+        finally:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _wait_for(self, fd: int) -> None:
+        deadline = time.monotonic() + self.wait_s
+        pause_s = FIRST_PAUSE_S
+        while not _is_taken(fd):
+            if time.monotonic() >= deadline:
+                found = _read_holder(fd)
+                raise LockedError(self.what, str(found) if found else "busy, held by an unknown process")
+            if self.on_wait is not None:
+                self.on_wait()
+            time.sleep(max(0.0, min(pause_s, deadline - time.monotonic())))
+            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+
+def holder(path: Path) -> Holder | None:
+    """Return the living process that holds the lock at `path`; None if nobody does. Never blocks.
+
+    Looking does not take the lock, so it never stands in anybody's way. Raises OSError.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        found = _read_holder(fd)
+    finally:
+        os.close(fd)
+    return found if found is not None and found.is_alive else None
+
+
+def evict(path: Path, run_id: str, *, on_wait: Callable[[], None] | None = None) -> bool:
+    """End the process that holds the lock at `path` for our own run; True if there was one.
+
+    For a client that comes back on a new connection while the server's process of the old one still
+    sits on the lock. SIGTERM, 5 s, SIGKILL, 5 s. Nothing but the living holder with the same
+    `run_id` is ever signalled, through a pidfd, so that it cannot be another process by then.
+    Afterwards take the lock as usual. Raises LockedError if even SIGKILL did not end it, OSError.
+    """
+    found = holder(path)
+    if not run_id or found is None or found.run_id != run_id or found.pid == os.getpid():
+        return False
+    try:
+        pidfd = os.pidfd_open(found.pid)
+    except ProcessLookupError:
+        return False
+    try:
+        # Once more, now that the pidfd holds on to a process: is it that one, does it hold the lock?
+        if holder(path) != found or not _is_held(path):
+            return False
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, number)
+            if _has_ended(pidfd, on_wait):
+                return True
+    finally:
+        os.close(pidfd)
+    raise LockedError(str(path), f"{found}, and it does not end")
+
+
+def _opened(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _is_taken(fd: int) -> bool:
+    """Try to take the lock; never blocks."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_held(path: Path) -> bool:
+    fd = _opened(path)
+    try:
+        return not _is_taken(fd)
+    finally:
+        os.close(fd)
+
+
+def _has_ended(pidfd: int, on_wait: Callable[[], None] | None) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    deadline = time.monotonic() + EVICTION_GRACE_S
+    while (left_s := deadline - time.monotonic()) > 0:
+        if poll.poll(min(left_s, LONGEST_PAUSE_S) * 1000):
+            return True
+        if on_wait is not None:
+            on_wait()
+    return False
+
+
+def _ourselves(run_id: str) -> Holder:
+    pid = os.getpid()
+    started_ticks = _started_ticks(pid)
+    assert started_ticks is not None  # we run
+    return Holder(pid, started_ticks, datetime.now(UTC).isoformat(timespec="seconds"), run_id)
+
+
+def _started_ticks(pid: int) -> int | None:
+    """Return when a process started, in clock ticks after boot; None if it does not run any more.
+
+    Source: proc(5), /proc/PID/stat, field 22, and field 3: a zombie has let go of everything. The
+    name in field 2 may hold spaces and parentheses.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in {b"Z", b"X"} else int(fields[22 - 3])
+
+
+def _write_holder(fd: int, found: Holder) -> None:
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, json.dumps(asdict(found)).encode() + b"\n", 0)
+
+
+def _read_holder(fd: int) -> Holder | None:
+    """Return what is written in a lock file; None if it is empty, half written or foreign."""
+    try:
+        fields = json.loads(os.pread(fd, HOLDER_BYTES, 0))
+        return Holder(
+            pid=int(fields["pid"]),
+            started_ticks=int(fields["started_ticks"]),
+            since=str(fields["since"]),
+            run_id=str(fields["run_id"]),
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
