@@ -160,11 +160,9 @@ disable_new_services() {
         say "new here, and kept off (systemctl enable --now turns one on): $services"
         # Names that this release does not have are no failure.
         for service in $services; do
-            if [ -d /run/systemd/system ]; then
-                systemctl disable --now "$service" || :
-            elif command -v systemctl; then
-                systemctl disable "$service" || :
-            fi
+            if [ -d /run/systemd/system ]; then systemctl disable --now "$service" || :; fi
+            # Works, and is remembered over upgrades, where systemd is not running.
+            if command -v deb-systemd-helper; then deb-systemd-helper disable "$service" || :; fi
         done >.prepare/services.log 2>&1
         case $services in
         *ssh.service*)
