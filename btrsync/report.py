@@ -221,8 +221,14 @@ class TerminalReporter:
 
     def __init__(self, summary: TextIO | None = None, *, has_steps: bool = True) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-        from rich.progress import TimeRemainingColumn, TransferSpeedColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
 
         self._plain = PlainReporter(sys.stderr, summary, has_steps=has_steps)
         self._bars = Progress(
@@ -284,8 +290,8 @@ class TerminalReporter:
 
 
 def format_pair(job: str, target: str) -> str:
-    """Return "share → daisy"."""
-    return f"{job} → {target}"
+    """Return "share → daisy", or the job alone for what concerns all its targets."""
+    return f"{job} → {target}" if target else job
 
 
 def format_outcome(outcome: JobOutcome) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import click
 import msgspec
@@ -13,12 +14,12 @@ from btrsync.commands.options import (
     config_option,
     jobs_argument,
     json_option,
-    load_chosen,
     require_root,
     target_option,
 )
 from btrsync.commands.tables import show_table
-from btrsync.report import JobSurvey, SnapshotRow, format_pair, utc_text
+from btrsync.config import load_client
+from btrsync.report import JobSurvey, PlainReporter, SnapshotRow, format_pair, utc_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,11 +48,11 @@ def command(jobs: tuple[str, ...], file: Path, targets: tuple[str, ...], as_json
     latest one on both sides is pinned: the next send starts from it, and it is never deleted.
     The exit status is 1 if a source or a target could not be looked at.
     """
-    config = load_chosen(file, jobs, targets)
+    config = load_client(file)
     require_root("list")
-    from btrsync import sync
+    from btrsync.survey import survey
 
-    surveys = sync.survey(config, jobs, targets)
+    surveys = survey(config, jobs, targets)
     show_surveys(surveys, as_json=as_json)
     return 1 if any(survey.error for survey in surveys) else 0
 
@@ -72,10 +73,6 @@ def show_surveys(surveys: Sequence[JobSurvey], *, as_json: bool) -> None:
 
 
 def _cells(survey: JobSurvey, row: SnapshotRow) -> tuple[str, ...]:
-    remarks = [
-        *(["latest on both sides, pinned"] if row.is_latest_common else []),
-        *([] if row.is_readonly else ["writable"]),
-        *([row.remark] if row.remark else []),
-    ]
+    remarks = [*(["latest on both sides, pinned"] if row.is_latest_common else []), row.remark]
     created = utc_text(row.created) if row.created else ""
-    return (survey.job, survey.target, row.name, created, row.where, ", ".join(remarks))
+    return (survey.job, survey.target, row.name, created, row.where, ", ".join(filter(None, remarks)))

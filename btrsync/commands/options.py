@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,14 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from btrsync.commands.invocation import Invocation
-from btrsync.config import CLIENT_FILE, load_client
+from btrsync.config import CLIENT_FILE
 from btrsync.config.reading import read_table
 from btrsync.errors import BtrsyncError, RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-
-    from btrsync.config import ClientConfig
+    from collections.abc import Callable
 
 Function = TypeVar("Function", bound="Callable[..., Any]")
 
@@ -101,21 +98,6 @@ jobs_argument = click.argument("jobs", metavar="[JOB]...", nargs=-1, shell_compl
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one line of JSON on standard output."
 )
-
-
-def load_chosen(file: Path, jobs: Collection[str], targets: Collection[str]) -> ClientConfig:
-    """Return the configuration, after a look whether the jobs and targets on the command line are in it.
-
-    Raises ConfigError, or click.UsageError for a name that the configuration does not know.
-    """
-    config = load_client(file)
-    for names, known, what in ((jobs, config.jobs, "job"), (targets, config.targets, "target")):
-        for name in names:
-            if name not in known:
-                nearest = difflib.get_close_matches(name, known, n=1)
-                remedy = f"did you mean {nearest[0]}?" if nearest else f"it has {', '.join(known) or 'none'}."
-                raise click.UsageError(f"{file} has no {what} {name!r}; {remedy}")
-    return config
 
 
 def require_root(command: str) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from btrsync.commands.options import common_options
-from btrsync.commands.serve import run_serve
 from btrsync.config import SERVER_FILE
 
 EPILOG = """\b
@@ -44,4 +43,6 @@ def command(client: str, file: Path, root: Path | None) -> int:
     """
     if root is not None and not root.is_absolute():
         raise click.BadParameter(f"{root} is relative; begin it with /", param_hint="--root")
+    from btrsync.commands.serve import run_serve
+
     return run_serve(client, file, root)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+from uuid import uuid4
 
 import click
 import msgspec
@@ -13,13 +14,13 @@ from btrsync.commands.options import (
     config_option,
     jobs_argument,
     json_option,
-    load_chosen,
     now,
     require_root,
     target_option,
 )
 from btrsync.commands.tables import show_table
-from btrsync.report import JobSurvey, format_seconds
+from btrsync.config import load_client
+from btrsync.report import JobSurvey, PlainReporter, format_seconds
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -34,7 +35,7 @@ Examples:
   btrsync status || echo "some target has no backup, or is out of reach"
 """
 
-State = Literal["in_sync", "behind", "never_synced", "unreachable"]
+State = Literal["in_sync", "behind", "never_synced", "nothing_in_common", "unreachable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,14 +65,15 @@ class JobStatus:
 def command(jobs: tuple[str, ...], file: Path, targets: tuple[str, ...], as_json: bool) -> int:
     """Tell for each JOB and target what the latest backup is, how old, and how far behind.
 
-    The exit status is 1 if a target could not be looked at or has never been synced.
+    The exit status is 1 if a target could not be looked at or has never been synced, or
+    holds nothing that the next send could start from.
     """
-    config = load_chosen(file, jobs, targets)
+    config = load_client(file)
     require_root("status")
-    from btrsync import sync
+    from btrsync.survey import survey
 
     moment = now()
-    statuses = [judge(survey, moment) for survey in sync.survey(config, jobs, targets)]
+    statuses = [judge(survey, moment) for survey in survey(config, jobs, targets)]
     is_served = all(status.is_served for status in statuses)
     if as_json:
         click.echo(msgspec.json.encode({"ok": is_served, "statuses": statuses}))
@@ -88,10 +90,11 @@ def judge(survey: JobSurvey, moment: datetime) -> JobStatus:
     latest = at_source[-1] if at_source else None
     common = survey.latest_common
     if common is None:
+        has_backups = any(row.where == "target" for row in survey.snapshots)
         return JobStatus(
             job=survey.job,
             target=survey.target,
-            state="never_synced",
+            state="nothing_in_common" if has_backups else "never_synced",
             latest_snapshot=latest,
             snapshots_behind=survey.snapshots_behind,
         )
@@ -112,6 +115,8 @@ def format_state(status: JobStatus) -> str:
         return f"unreachable: {' '.join((status.error or '').split())}"
     if status.state == "never_synced":
         return "never synced"
+    if status.state == "nothing_in_common":
+        return "nothing in common: it has backups, and none is of a snapshot that is here"
     count = status.snapshots_behind
     return "in sync" if not count else f"{count} snapshot{'s' if count > 1 else ''} behind"
 

@@ -18,11 +18,11 @@ from btrsync.commands.options import (
     invocation_of,
     jobs_argument,
     json_option,
-    load_chosen,
     now,
     require_root,
     target_option,
 )
+from btrsync.config import load_client
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -71,7 +71,7 @@ def command(
     With --json the last line on standard output is one JSON object, and everything for people
     goes to standard error.
     """
-    config = load_chosen(file, jobs, targets)
+    config = load_client(file)
     require_root("sync")
     # Here, after the command line and the configuration were found right: this is the long import.
     from btrsync import sync
@@ -79,9 +79,9 @@ def command(
     options = sync.SyncOptions(
         jobs=jobs,
         targets=targets,
-        full=full,
-        dry_run=dry_run,
-        always=always,
+        is_full=full,
+        is_dry_run=dry_run,
+        is_forced=always,
         lock_directory=LOCK_DIRECTORY,
         now=now,
         run_id=uuid.uuid4().hex,
