@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,7 +62,7 @@ class Conflict(Protocol):
 class BtrsyncError(Exception):
     """An expected failure: one sentence, a hint, an exit status. A bug is any other exception."""
 
-    exit_status: ClassVar[int] = 70
+    exit_status: int = 70
     retryable: bool = False
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
@@ -152,7 +152,9 @@ def find_culprit(exits: Sequence[Exit]) -> Exit:
         raise ValueError("no stage of this pipeline failed")
     if broken[-1] + 1 < len(exits):
         reader = exits[broken[-1] + 1]
-        return Exit(reader.argv, reader.returncode, "stopped reading before the end\n" + reader.stderr, reader.name)
+        return Exit(
+            reader.argv, reader.returncode, "stopped reading before the end\n" + reader.stderr, reader.name
+        )
     return exits[broken[-1]]
 
 
@@ -203,3 +205,12 @@ class ProtocolError(BtrsyncError):
     """The other end does not speak our protocol, or broke it."""
 
     exit_status = 10
+
+
+class RemoteError(BtrsyncError):
+    """A failure that the other end reported, with the exit status that it has there."""
+
+    def __init__(self, message: str, *, hint: str | None, exit_status: int, retryable: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_status = exit_status
+        self.retryable = retryable

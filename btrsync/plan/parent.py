@@ -9,10 +9,10 @@ filesystem. Source: subvol_uuid_search(), btrfs-progs common/send-utils.c; measu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
     from uuid import UUID
 
     from btrsync.plan.snapshots import Backup, Snapshot, SourceInventory
@@ -35,7 +35,7 @@ class Transfer:
     clone_sources: tuple[Common, ...] = ()
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Literal["full", "incremental"]:
         return "incremental" if self.send_parent else "full"
 
 
@@ -100,7 +100,9 @@ class WritableParent:
     backup: str
 
     def __str__(self) -> str:
-        return f"job {self.job}: the backup {self.backup} on {self.target} is writable, so it may have changed"
+        return (
+            f"job {self.job}: the backup {self.backup} on {self.target} is writable, so it may have changed"
+        )
 
     @property
     def remedy(self) -> str:
@@ -172,6 +174,8 @@ def plan_transfer(
         present = held.get(candidate.subvolume.uuid)
         if present is not None and present.backup.is_readonly:
             return UpToDate(present)
+    if candidate is not None and not _is_sendable(candidate, held, backups):
+        candidate = None
     if is_full or not backups:
         return Transfer(candidate, None)
     proven = [common for common in commons if is_proven(common)]
@@ -180,6 +184,11 @@ def plan_transfer(
     send_parent = proven[-1]
     others = tuple(proven[-2 : -2 - clone_source_limit : -1]) if clone_source_limit else ()
     return Transfer(candidate, send_parent, others)
+
+
+def _is_sendable(candidate: Snapshot, held: Container[UUID], backups: Sequence[Backup]) -> bool:
+    # A second backup of one snapshot would be ambiguous, and a name is given once: make a new one.
+    return candidate.subvolume.uuid not in held and all(backup.name != candidate.name for backup in backups)
 
 
 def _conflict(

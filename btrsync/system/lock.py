@@ -97,6 +97,10 @@ class Lock:
             os.close(self._fd)
             self._fd = -1
 
+    def fileno(self) -> int:
+        """Return the descriptor that holds the lock; who inherits it keeps the lock until it ends too."""
+        return self._fd
+
     def _wait_for(self, fd: int) -> None:
         deadline = time.monotonic() + self.wait_s
         pause_s = FIRST_PAUSE_S

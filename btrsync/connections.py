@@ -1,0 +1,74 @@
+"""The connections of one run: one for each target, whatever the number of jobs."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Self
+
+from btrsync import __version__
+from btrsync.errors import BtrsyncError
+from btrsync.remote import Remote
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from btrsync.config import ClientConfig
+    from btrsync.report import Reporter
+
+SOFTWARE = f"btrsync {__version__}"
+
+
+class Connections:
+    """One connection for each target, started together; a failed one fails every job that wants it."""
+
+    def __init__(
+        self, config: ClientConfig, targets: list[str], run_id: str, *, is_look_only: bool, report: Reporter
+    ) -> None:
+        self._remotes = {
+            name: Remote(
+                name, config.targets[name], run_id=run_id, software=SOFTWARE, is_look_only=is_look_only
+            )
+            for name in targets
+        }
+        self._report = report
+        self._opened: dict[str, BtrsyncError | None] = {}
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            for name, remote in self._remotes.items():
+                try:
+                    stack.enter_context(remote)
+                except BtrsyncError as error:
+                    self._opened[name] = error
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, exception, traceback)
+
+    def open(self, name: str) -> Remote:
+        """Return the greeted connection to a target; raises what its greeting raised, each time."""
+        remote = self._remotes[name]
+        if name not in self._opened:
+            self._opened[name] = None
+            try:
+                remote.greet(lambda holder: self._report.step("", name, f"waiting: {holder}"))
+            except BtrsyncError as error:
+                self._opened[name] = error
+            else:
+                for leftover in remote.leftovers_deleted:
+                    self._report.step("", name, f"deleted {leftover}, left by an interrupted transfer")
+        failure = self._opened[name]
+        if failure is not None:
+            raise failure
+        return remote
+
+    def lose(self, name: str, error: BtrsyncError) -> None:
+        """Remember that the connection to a target is gone."""
+        self._opened[name] = error

@@ -1,0 +1,267 @@
+"""The client's end of the wire: a target behind ssh, or one on this machine with the same wire between.
+
+One connection and one remote process serve a whole run, whatever the number of jobs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Self, TypeVar
+
+from btrsync.errors import (
+    BtrsyncError,
+    CommandError,
+    CommandTimeoutError,
+    LockedError,
+    ProtocolError,
+    RemoteError,
+    UnreachableError,
+)
+from btrsync.plan.snapshots import Backup
+from btrsync.protocol import (
+    OUR_VERSIONS,
+    Abort,
+    Begin,
+    Bye,
+    Committed,
+    End,
+    Failed,
+    Hello,
+    Inventory,
+    Message,
+    Ready,
+    Waiting,
+)
+from btrsync.system import btrfs, pipes, process, ssh
+from btrsync.wire import ClosedError, NoBannerError, Wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from btrsync.config import TargetConfig
+    from btrsync.protocol import BackupEntry
+
+Expected = TypeVar("Expected", bound=Message)
+
+SERVE_WORDS = ("btrsync", "serve")
+"""What ssh asks for. A forced command ignores it; a server without one says what is missing."""
+EXIT_WAIT_S = 3.0
+
+
+class UncertainError(UnreachableError):
+    """The connection was lost after the stream had ended: the target may have committed."""
+
+
+class Remote:
+    """A connection to the target `name`. Enter it to start ssh; then `greet`, then `send`."""
+
+    def __init__(
+        self, name: str, config: TargetConfig, *, run_id: str, software: str, is_look_only: bool
+    ) -> None:
+        self.name = name
+        self._config = config
+        self._hello = Hello(
+            run_id, software, os.uname().release, btrfs.progs_version(), btrfs.send_protocol(), is_look_only
+        )
+        self._stack = contextlib.ExitStack()
+        self.is_lost = False
+        self.backups: dict[str, tuple[Backup, ...]] = {}
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            child_read_fd, write_fd = os.pipe()
+            read_fd, child_write_fd = os.pipe()
+            for fd in (write_fd, read_fd):
+                stack.callback(os.close, fd)
+                pipes.enlarge(fd)
+            try:
+                self._process = stack.enter_context(
+                    process.spawn(self._argv(), stdin=child_read_fd, stdout=child_write_fd)
+                )
+            finally:
+                os.close(child_read_fd)
+                os.close(child_write_fd)
+            self._wire = stack.enter_context(Wire(read_fd, write_fd, peer=self.name))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, exception: object, *_: object) -> None:
+        if exception is None:
+            # Said so that the server ends by itself; if it cannot hear it any more, it ends all the same.
+            with contextlib.suppress(BtrsyncError, OSError):
+                self._wire.send(Bye())
+                self._process.wait(timeout_s=EXIT_WAIT_S)
+        self._stack.close()
+
+    def _argv(self) -> list[str]:
+        config = self._config
+        if config.path is not None:
+            return [
+                sys.executable, "-m", "btrsync", "serve",
+                "--root", str(config.path.parent),
+                "--", config.path.name,
+            ]  # fmt: skip
+        return ssh.ssh_argv(
+            host=str(config.host),
+            user=config.user,
+            port=config.port,
+            key=config.key,
+            known_hosts=config.known_hosts,
+            options=config.ssh_options,
+            connect_timeout_s=config.connect_timeout_s,
+            command=SERVE_WORDS,
+        )
+
+    def greet(self, on_waiting: Callable[[str], None]) -> None:
+        """Exchange banners and hellos, wait our turn, take in the inventory as `backups`.
+
+        on_waiting: called with who is being served first. Raises UnreachableError, ProtocolError,
+        LockedError, or RemoteError with what the server says is wrong.
+        """
+        with self._explained():
+            # ssh itself needs time to connect and log in before the server can speak.
+            self._wire.greet(OUR_VERSIONS, timeout_s=self._config.connect_timeout_s + 10.0)
+            self._wire.start_heartbeats()
+            self._wire.send(self._hello)
+            self.peer = self._expect(Hello)
+            message = self._wait_for_inventory(on_waiting)
+            self.leftovers_deleted = tuple(message.leftovers_deleted)
+            self.backups = {job: tuple(map(_backup, entries)) for job, entries in message.jobs.items()}
+
+    def send(
+        self, begin: Begin, send_argv: Sequence[str], *, on_progress: Callable[[int], None]
+    ) -> tuple[Backup, int]:
+        """Send one stream; return the committed backup and the bytes sent.
+
+        send_argv: a `btrfs send` that writes the stream to its standard output. Raises CommandError
+        if it fails, RemoteError if the target refuses or fails, UnreachableError if the target is lost,
+        UncertainError if it was lost when it may have committed already.
+        """
+        with self._explained():
+            self._wire.send(begin)
+            self._expect(Ready)
+            size_bytes = self._stream(send_argv, on_progress)
+            try:
+                self._wire.send(End(size_bytes))
+                committed = self._expect(Committed)
+            except UnreachableError as error:
+                raise UncertainError(
+                    f"{self._explain(error)}; {begin.name} may have been committed there",
+                    hint="the next run finds out by itself",
+                ) from error
+        backup = _backup(committed.backup)
+        self.backups[begin.job] = (*self.backups.get(begin.job, ()), backup)
+        return backup, size_bytes
+
+    def _stream(self, send_argv: Sequence[str], on_progress: Callable[[int], None]) -> int:
+        """Pass the whole stream of `btrfs send` to the wire and return its bytes."""
+        size_bytes = 0
+        try:
+            with contextlib.ExitStack() as stack:
+                read_fd, write_fd = os.pipe()
+                stack.callback(os.close, read_fd)
+                pipes.enlarge(write_fd)
+                try:
+                    send = stack.enter_context(process.spawn(send_argv, stdout=write_fd))
+                finally:
+                    os.close(write_fd)
+                while self._wire.wait_input(read_fd):
+                    if not (moved := self._wire.forward(read_fd)):
+                        break
+                    size_bytes += moved
+                    on_progress(size_bytes)
+                    self._raise_failure()
+                else:
+                    self._raise_failure(is_due=True)
+                exit = send.wait()
+                if exit.has_failed:
+                    raise CommandError(exit)
+        except UnreachableError:
+            raise
+        except BaseException as error:
+            # Also when we are interrupted: the server need not wait for silence to clean up.
+            self._abort(error)
+            raise
+        return size_bytes
+
+    def _raise_failure(self, *, is_due: bool = False) -> None:
+        message = self._wire.pending()
+        if isinstance(message, Failed):
+            raise _remote_error(message)
+        if message is not None or is_due:
+            raise ProtocolError(f"{self.name} sent {type(message).__name__} in the middle of a stream")
+
+    def _abort(self, error: BaseException) -> None:
+        reason = str(error) or type(error).__name__
+        with contextlib.suppress(UnreachableError):
+            self._wire.send(Abort(reason[:1000]))
+            # The server answers an Abort with Failed, but not a failure of its own with a second one.
+            if not isinstance(error, RemoteError):
+                self._wire.receive()
+
+    def _expect(self, wanted: type[Expected]) -> Expected:
+        message = self._wire.receive()
+        if isinstance(message, Failed):
+            raise _remote_error(message)
+        if not isinstance(message, wanted):
+            raise ProtocolError(f"{self.name} sent {type(message).__name__} instead of {wanted.__name__}")
+        return message
+
+    def _wait_for_inventory(self, on_waiting: Callable[[str], None]) -> Inventory:
+        deadline = time.monotonic() + self._config.busy_wait_s
+        while True:
+            message = self._wire.receive()
+            if isinstance(message, Failed):
+                raise _remote_error(message)
+            if isinstance(message, Inventory):
+                return message
+            if not isinstance(message, Waiting):
+                raise ProtocolError(f"{self.name} sent {type(message).__name__} instead of Inventory")
+            if time.monotonic() > deadline:
+                raise LockedError(f"{self.name} is busy with another run of this client", message.holder)
+            on_waiting(message.holder)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Let ssh's own last words explain a connection that ended."""
+        try:
+            yield
+        except (ClosedError, NoBannerError) as error:
+            self.is_lost = True
+            raise self._explain(error) from error
+        except (UnreachableError, ProtocolError):
+            self.is_lost = True
+            raise
+
+    def _explain(self, error: BtrsyncError) -> BtrsyncError:
+        try:
+            exit = self._process.wait(timeout_s=EXIT_WAIT_S)
+        except CommandTimeoutError:
+            return error
+        if not exit.has_failed:
+            return error
+        noise = error.noise if isinstance(error, NoBannerError) else b""
+        if self._config.path is not None:
+            return CommandError(exit)
+        return ssh.classify(exit, noise)
+
+
+def _remote_error(failed: Failed) -> RemoteError:
+    return RemoteError(
+        failed.message, hint=failed.hint, exit_status=failed.exit_status, retryable=failed.is_retryable
+    )
+
+
+def _backup(entry: BackupEntry) -> Backup:
+    return Backup(
+        entry.name,
+        entry.uuid,
+        entry.received_uuid,
+        entry.generation,
+        entry.is_readonly,
+        entry.created,
+        entry.copies,
+    )

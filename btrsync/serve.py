@@ -1,0 +1,215 @@
+"""The server's end of the wire: what one connection of one client may ask, in which order.
+
+The client's identity comes from the forced command alone. Whatever fails is told to the client as
+one `Failed` message, and leaves its directory as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import TYPE_CHECKING
+
+from btrsync.errors import BtrsyncError, IntegrityError, ProtocolError, UnreachableError
+from btrsync.protocol import (
+    OUR_VERSIONS,
+    Abort,
+    Begin,
+    Bye,
+    Committed,
+    End,
+    Failed,
+    Hello,
+    Inventory,
+    Ready,
+    Waiting,
+)
+from btrsync.stream import FirstCommand, parse_first_command
+from btrsync.system import btrfs
+from btrsync.system.lock import Lock, evict, holder
+from btrsync.target import LOCK_NAME, Target, open_target
+from btrsync.wire import Data, Wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from btrsync.config import ServerConfig
+    from btrsync.protocol import AnyMessage, BackupEntry
+    from btrsync.target import Incoming
+
+HEAD_BYTES = 16 << 10
+WAITING_INTERVAL_S = 2.0
+
+
+def serve(
+    load_config: Callable[[], ServerConfig],
+    client: str,
+    *,
+    read_fd: int,
+    write_fd: int,
+    software: str,
+    log: Callable[[str], None],
+) -> int:
+    """Serve one connection of `client` and return the exit status.
+
+    load_config: called once the client can be told what is wrong with the configuration; software:
+    our name and version; log: takes one line for the server's log. Never raises BtrsyncError.
+    """
+    with Wire(read_fd, write_fd, peer=f"client {client}") as wire:
+        try:
+            wire.greet(OUR_VERSIONS)
+            wire.start_heartbeats()
+            _Connection(wire, client, log).run(load_config, software)
+        except UnreachableError as error:
+            # Nobody is left to be told.
+            log(str(error))
+            return error.exit_status
+        except BtrsyncError as error:
+            log(str(error))
+            with contextlib.suppress(UnreachableError):
+                wire.send(_failed(error))
+            return error.exit_status
+    return 0
+
+
+class _Connection:
+    def __init__(self, wire: Wire, client: str, log: Callable[[str], None]) -> None:
+        self._wire = wire
+        self._client = client
+        self._log = log
+        self._is_streaming = False
+
+    def run(self, load_config: Callable[[], ServerConfig], software: str) -> None:
+        hello = self._expect_hello()
+        config = load_config()
+        directory = config.client_directory(self._client)
+        self._wire.send(
+            Hello(
+                hello.run_id,
+                software,
+                os.uname().release,
+                btrfs.progs_version(),
+                btrfs.send_protocol(),
+                hello.is_look_only,
+            )
+        )
+        target = open_target(directory, root=config.root, is_look_only=hello.is_look_only)
+        with contextlib.ExitStack() as stack:
+            swept: list[str] = []
+            lock_fd = -1
+            if not hello.is_look_only:
+                lock_fd = stack.enter_context(self._lock(target, hello.run_id, config.lock_wait_s)).fileno()
+                swept = target.sweep()
+                for name in swept:
+                    self._log(f"deleted {name}, left by an interrupted transfer")
+            self._wire.send(Inventory(target.inventory(), swept))
+            self._converse(target, lock_fd)
+
+    def _expect_hello(self) -> Hello:
+        message = self._wire.receive()
+        if not isinstance(message, Hello):
+            raise ProtocolError(f"client {self._client} began with {type(message).__name__} instead of Hello")
+        return message
+
+    def _lock(self, target: Target, run_id: str, wait_s: float) -> Lock:
+        """Return the client's lock to enter; a dead connection of the same run makes way at once."""
+        path = target.directory / LOCK_NAME
+        evict(path, run_id)
+        said = 0.0
+
+        def say_waiting() -> None:
+            nonlocal said
+            if time.monotonic() - said >= WAITING_INTERVAL_S:
+                said = time.monotonic()
+                self._wire.send(Waiting(str(holder(path) or "its last transfer is still ending")))
+
+        return Lock(
+            path,
+            f"client {self._client} is being served already",
+            run_id=run_id,
+            wait_s=wait_s,
+            on_wait=say_waiting,
+        )
+
+    def _converse(self, target: Target, lock_fd: int) -> None:
+        while True:
+            message = self._wire.receive()
+            if isinstance(message, Bye):
+                return
+            if not isinstance(message, Begin) or lock_fd < 0:
+                raise ProtocolError(f"client {self._client} sent {type(message).__name__} out of turn")
+            try:
+                entry = self._receive(target, message, lock_fd)
+            except (UnreachableError, ProtocolError):
+                raise
+            except BtrsyncError as error:
+                self._log(f"{message.job}/{message.name}: {error}")
+                self._wire.send(_failed(error))
+                self._drain()
+            else:
+                self._log(f"{message.job}/{message.name}: committed")
+                self._wire.send(Committed(entry))
+
+    def _receive(self, target: Target, begin: Begin, lock_fd: int) -> BackupEntry:
+        with target.incoming(begin, lock_fd=lock_fd) as incoming:
+            self._wire.send(Ready())
+            self._is_streaming = True
+            self._feed(incoming)
+            return incoming.commit()
+
+    def _feed(self, incoming: Incoming) -> None:
+        """Pass the send stream from the wire to receive until its End."""
+        head = b""
+        first: FirstCommand | None = None
+        size_bytes = 0
+        while True:
+            message = self._wire.receive()
+            if not isinstance(message, Data):
+                self._end(message, size_bytes, is_begun=first is not None)
+                return
+            size_bytes += message.size_bytes
+            rest_bytes = message.size_bytes
+            try:
+                while first is None and rest_bytes:
+                    block = self._wire.read_body(min(rest_bytes, HEAD_BYTES))
+                    rest_bytes -= len(block)
+                    head += block
+                    first = parse_first_command(head)
+                    if first is not None:
+                        incoming.begin_stream(first, head[first.size_bytes :])
+                self._wire.take(rest_bytes, incoming.write_fd)
+            except BrokenPipeError:
+                raise incoming.failure() from None
+
+    def _end(self, message: AnyMessage, size_bytes: int, *, is_begun: bool) -> None:
+        self._is_streaming = False
+        if isinstance(message, Abort):
+            raise IntegrityError(f"the client gave up: {message.reason}")
+        if not isinstance(message, End):
+            raise ProtocolError(
+                f"client {self._client} sent {type(message).__name__} in the middle of a stream"
+            )
+        if message.send_status or message.size_bytes != size_bytes or not is_begun:
+            raise IntegrityError(
+                f"the stream is not whole: {size_bytes} bytes arrived, {message.size_bytes} were sent,"
+                f" btrfs send ended with status {message.send_status}"
+            )
+
+    def _drain(self) -> None:
+        """Pass over the rest of a stream that failed: the client learns of it between two frames."""
+        self._wire.drop_body()
+        while self._is_streaming:
+            message = self._wire.receive()
+            if isinstance(message, Data):
+                self._wire.drop_body()
+            elif isinstance(message, (End, Abort)):
+                self._is_streaming = False
+            else:
+                raise ProtocolError(
+                    f"client {self._client} sent {type(message).__name__} in the middle of a stream"
+                )
+
+
+def _failed(error: BtrsyncError) -> Failed:
+    return Failed(error.message, error.exit_status, error.hint, error.retryable)

@@ -1,0 +1,78 @@
+"""A job's source: its subvolume and the snapshots of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from btrsync.errors import RefusedError, StorageError
+from btrsync.plan.snapshots import Snapshot, SourceInventory, source_inventory
+from btrsync.system import btrfs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from btrsync.plan.parent import Common
+
+
+class Source:
+    """The subvolume at `subvolume`, with its snapshots in the directory `snapshots`."""
+
+    def __init__(self, subvolume: Path, snapshots: Path) -> None:
+        self._subvolume = subvolume
+        self._directory = snapshots
+
+    def inventory(self, *, is_look_only: bool = False) -> SourceInventory:
+        """Sync the filesystem, then return what is there; only then is a write in memory seen.
+
+        is_look_only: leave the sync out. Raises StorageError or RefusedError, which name what is wrong.
+        """
+        subvolume = btrfs.subvolume(self._subvolume)
+        if not subvolume.is_readonly and subvolume.received_uuid is not None:
+            raise RefusedError(
+                f"{self._subvolume} is writable and carries a received UUID: its snapshots would"
+                " pretend to be what was once received",
+                hint="mirror a writable snapshot of it instead: that drops the received UUID",
+            )
+        if not self._directory.is_dir():
+            raise StorageError(
+                f"{self._directory}, the directory for the snapshots, is not there",
+                hint=f"mkdir {self._directory}",
+            )
+        if not btrfs.is_btrfs(self._directory) or btrfs.fsid(self._directory) != btrfs.fsid(self._subvolume):
+            raise StorageError(
+                f"{self._directory} is not on the filesystem of {self._subvolume}, "
+                " and a snapshot cannot leave that",
+                hint="set `snapshots` to a directory on the same filesystem",
+            )
+        if not is_look_only:
+            btrfs.sync_filesystem(self._subvolume)
+            subvolume = btrfs.subvolume(self._subvolume)
+        return source_inventory(subvolume, btrfs.subvolumes_in(self._directory).items())
+
+    def make_snapshot(self, name: str) -> Snapshot:
+        """Make a read-only snapshot `name` and put it on disk. Raises StorageError, NoSpaceError."""
+        path = self._directory / name
+        btrfs.create_snapshot(self._subvolume, path)
+        return Snapshot(name, btrfs.subvolume(path))
+
+    def names(self) -> set[str]:
+        """Return every name in the snapshot directory, whatever it belongs to."""
+        return {path.name for path in self._directory.iterdir()}
+
+    def delete_snapshot(self, snapshot: Snapshot) -> None:
+        """Delete `snapshot`, if its path still names the same subvolume."""
+        path = self._directory / snapshot.name
+        if btrfs.subvolume(path).uuid != snapshot.subvolume.uuid:
+            raise StorageError(f"{path} is no longer the snapshot that this run made; it was left alone")
+        btrfs.delete_subvolume(path)
+
+    def send_argv(
+        self, snapshot: Snapshot, send_parent: Common | None, clone_sources: Sequence[Common]
+    ) -> list[str]:
+        """Return the `btrfs send` of `snapshot`."""
+        return btrfs.send_argv(
+            self._directory / snapshot.name,
+            send_parent=self._directory / send_parent.snapshot.name if send_parent else None,
+            clone_sources=[self._directory / common.snapshot.name for common in clone_sources],
+        )
