@@ -52,9 +52,9 @@ def command(jobs: tuple[str, ...], file: Path, targets: tuple[str, ...], as_json
     require_root("list")
     from btrsync.survey import survey
 
-    surveys = survey(config, jobs, targets)
+    surveys = survey(config, jobs, targets, uuid4().hex, PlainReporter(has_steps=False))
     show_surveys(surveys, as_json=as_json)
-    return 1 if any(survey.error for survey in surveys) else 0
+    return 1 if any(one.error for one in surveys) else 0
 
 
 def show_surveys(surveys: Sequence[JobSurvey], *, as_json: bool) -> None:

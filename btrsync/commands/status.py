@@ -73,7 +73,8 @@ def command(jobs: tuple[str, ...], file: Path, targets: tuple[str, ...], as_json
     from btrsync.survey import survey
 
     moment = now()
-    statuses = [judge(survey, moment) for survey in survey(config, jobs, targets)]
+    surveys = survey(config, jobs, targets, uuid4().hex, PlainReporter(has_steps=False))
+    statuses = [judge(one, moment) for one in surveys]
     is_served = all(status.is_served for status in statuses)
     if as_json:
         click.echo(msgspec.json.encode({"ok": is_served, "statuses": statuses}))

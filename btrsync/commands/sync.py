@@ -79,9 +79,9 @@ def command(
     options = sync.SyncOptions(
         jobs=jobs,
         targets=targets,
-        is_full=full,
-        is_dry_run=dry_run,
-        is_forced=always,
+        full=full,
+        dry_run=dry_run,
+        always=always,
         lock_directory=LOCK_DIRECTORY,
         now=now,
         run_id=uuid.uuid4().hex,
