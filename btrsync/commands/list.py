@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 import click
 import msgspec
@@ -19,7 +18,7 @@ from btrsync.commands.options import (
 )
 from btrsync.commands.tables import show_table
 from btrsync.config import load_client
-from btrsync.report import JobSurvey, PlainReporter, SnapshotRow, format_pair, utc_text
+from btrsync.report import JobSurvey, SnapshotRow, format_pair, utc_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +51,7 @@ def command(jobs: tuple[str, ...], file: Path, targets: tuple[str, ...], as_json
     require_root("list")
     from btrsync.survey import survey
 
-    surveys = survey(config, jobs, targets, uuid4().hex, PlainReporter(has_steps=False))
+    surveys = survey(config, jobs, targets)
     show_surveys(surveys, as_json=as_json)
     return 1 if any(one.error for one in surveys) else 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
-from uuid import uuid4
 
 import click
 import msgspec
@@ -20,7 +19,7 @@ from btrsync.commands.options import (
 )
 from btrsync.commands.tables import show_table
 from btrsync.config import load_client
-from btrsync.report import JobSurvey, PlainReporter, format_seconds
+from btrsync.report import JobSurvey, format_seconds
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -73,7 +72,7 @@ def command(jobs: tuple[str, ...], file: Path, targets: tuple[str, ...], as_json
     from btrsync.survey import survey
 
     moment = now()
-    surveys = survey(config, jobs, targets, uuid4().hex, PlainReporter(has_steps=False))
+    surveys = survey(config, jobs, targets)
     statuses = [judge(one, moment) for one in surveys]
     is_served = all(status.is_served for status in statuses)
     if as_json:

@@ -79,9 +79,9 @@ def command(
     options = sync.SyncOptions(
         jobs=jobs,
         targets=targets,
-        full=full,
-        dry_run=dry_run,
-        always=always,
+        is_full=full,
+        is_dry_run=dry_run,
+        is_forced=always,
         lock_directory=LOCK_DIRECTORY,
         now=now,
         run_id=uuid.uuid4().hex,
