@@ -105,7 +105,7 @@ class Remote:
                 "--", config.path.name,
             ]  # fmt: skip
         return ssh.ssh_argv(
-            host=str(config.host),
+            str(config.host),
             user=config.user,
             port=config.port,
             key=config.key,
@@ -243,10 +243,9 @@ class Remote:
             return error
         if not exit.has_failed:
             return error
-        noise = error.noise if isinstance(error, NoBannerError) else b""
-        if self._config.path is not None:
-            return CommandError(exit)
-        return ssh.classify(exit, noise)
+        if isinstance(error, NoBannerError):
+            return error
+        return ssh.classify(exit) if self._config.path is None else CommandError(exit)
 
 
 def _remote_error(failed: Failed) -> RemoteError:

@@ -22,10 +22,10 @@ class Source:
         self._subvolume = subvolume
         self._directory = snapshots
 
-    def inventory(self, *, is_look_only: bool = False) -> SourceInventory:
+    def inventory(self, *, is_synced: bool = True) -> SourceInventory:
         """Sync the filesystem, then return what is there; only then is a write in memory seen.
 
-        is_look_only: leave the sync out. Raises StorageError or RefusedError, which name what is wrong.
+        is_synced: False leaves the sync out. Raises StorageError or RefusedError, which name what is wrong.
         """
         subvolume = btrfs.subvolume(self._subvolume)
         if not subvolume.is_readonly and subvolume.received_uuid is not None:
@@ -45,7 +45,7 @@ class Source:
                 " and a snapshot cannot leave that",
                 hint="set `snapshots` to a directory on the same filesystem",
             )
-        if not is_look_only:
+        if is_synced:
             btrfs.sync_filesystem(self._subvolume)
             subvolume = btrfs.subvolume(self._subvolume)
         return source_inventory(subvolume, btrfs.subvolumes_in(self._directory).items())

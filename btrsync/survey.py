@@ -33,7 +33,7 @@ def survey(
         for pair in pairs:
             job = config.jobs[pair.job]
             try:
-                source = Source(job.subvolume, job.snapshots).inventory(is_look_only=True)
+                source = Source(job.subvolume, job.snapshots).inventory(is_synced=False)
                 backups = connections.open(pair.target).backups.get(pair.job, ())
             except BtrsyncError as error:
                 surveys.append(JobSurvey(job=pair.job, target=pair.target, error=str(error)))

@@ -112,7 +112,7 @@ class _JobRun:
     def serve(self, targets: list[str]) -> None:
         began = time.monotonic()
         try:
-            source = self._source.inventory(is_look_only=self._options.is_dry_run)
+            source = self._source.inventory()
         except BtrsyncError as error:
             for target in targets:
                 self._tell(_failure(self._job, target, error, time.monotonic() - began))
