@@ -215,7 +215,8 @@ def _umount(where: _Namespace, point: Path) -> None:
     try:
         wait.until(is_gone, timeout_s=UMOUNT_S, what=f"umount {point}", interval_s=0.05)
     except wait.NeverCame as error:
-        raise wait.NeverCame(f"{error}; held by {', '.join(holders(where.path(point))) or 'nobody we see'}") from None
+        who = ", ".join(holders(where.path(point))) or "nobody we see"
+        raise wait.NeverCame(f"{error}; held by {who}") from None
 
 
 def holders(path: Path) -> list[str]:

@@ -31,12 +31,15 @@ REPOSITORY = Path(__file__).parent.parent
 READY_S = 30.0
 END_S = 10.0
 SYMLINK_LIMIT = 40
-PSEUDO = frozenset(
-    "proc sysfs devtmpfs devpts tmpfs cgroup cgroup2 mqueue hugetlbfs debugfs tracefs securityfs pstore bpf "
-    "configfs fusectl binfmt_misc autofs ramfs efivarfs nsfs".split()
+DISK_FILESYSTEMS = frozenset(
+    {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "overlay", "erofs", "squashfs"}
 )
 OVERLAID = ("/usr", "/var", "/opt", "/etc", "/bin", "/sbin", "/lib", "/lib64")
 """Where a separate file system of the lower root is shown in a host too. Not /home, /srv, /mnt."""
+
+
+up: list[Host] = []
+"""The hosts of this process that are up, for whoever must say how to enter them."""
 
 
 class HostFailed(AssertionError):
@@ -64,8 +67,9 @@ def automatic_binds() -> tuple[Path, ...]:
 
     Nothing below /usr, /bin or /lib, which a host shows anyway.
     """
+    shown_anyway = (("/",), ("/", "usr"), ("/", "bin"), ("/", "lib"))
     wanted = (REPOSITORY, Path(sys.prefix), Path(sys.base_prefix))
-    return tuple(path for path in wanted if path.parts[:2] not in (("/",), ("/", "usr"), ("/", "bin"), ("/", "lib")))
+    return tuple(path for path in wanted if path.parts[:2] not in shown_anyway)
 
 
 def _without_nested(paths: Sequence[Path]) -> tuple[str, ...]:
@@ -83,7 +87,7 @@ def _separate_filesystems(lower: Path) -> tuple[str, ...]:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields, _, rest = line.partition(" - ")
         point = Path(fields.split()[4].encode().decode("unicode_escape"))
-        if rest.split()[0] in PSEUDO or point == lower or not point.is_relative_to(lower):
+        if rest.split()[0] not in DISK_FILESYSTEMS or point == lower or not point.is_relative_to(lower):
             continue
         inside = "/" + str(point.relative_to(lower))
         if point.is_dir() and any(inside == path or inside.startswith(path + "/") for path in OVERLAID):
@@ -140,7 +144,7 @@ class Host:
 
     @property
     def root(self) -> Path:
-        """Its root directory as seen from here. Symbolic links to absolute paths lead out of it: see `path`."""
+        """Its root directory as seen from here; absolute symbolic links lead out of it: see `path`."""
         return Path(f"/proc/{self.pid}/root")
 
     @property
@@ -173,7 +177,7 @@ class Host:
         description = Description(self.name, str(self.lower), self.binds, _separate_filesystems(self.lower))
         ready, ready_inside = os.pipe2(os.O_CLOEXEC)
         try:
-            argv = [
+            argv: list[Word] = [
                 "setpriv", "--pdeathsig", "KILL",
                 "unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child=KILL", "--",
                 tini, "--",
@@ -187,9 +191,11 @@ class Host:
         finally:
             os.close(ready)
         if said != "ready":
-            raise HostFailed(f"host {self.name} did not come up: {said or 'ended early'}\n{self._unshare.stderr}")
+            words = f"{said or 'ended early'}\n{self._unshare.stderr}"
+            raise HostFailed(f"host {self.name} did not come up: {words}")
         self._identity = ProcessIdentity.of(_first_process(self._unshare.pid))
         self._entry = ledger.acquire("process", pid=self.pid, start_ticks=self._identity.start_ticks)
+        up.append(self)
 
     @staticmethod
     def _read_ready(ready: int) -> str:
@@ -325,6 +331,8 @@ class Host:
         """Kill it and forget it; may be called twice."""
         if self._unshare is None:
             return
+        if self in up:
+            up.remove(self)
         try:
             if self._identity is None:
                 self._unshare.kill()

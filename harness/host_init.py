@@ -9,7 +9,7 @@ argv[2] the descriptor that says "ready" or what failed.
 from __future__ import annotations
 
 import ctypes
-import datetime
+import datetime as dt
 import fcntl
 import json
 import os
@@ -50,7 +50,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def mount(source: str, target: str, kind: str | None, flags: int = 0, data: str = "") -> None:
-    """mount(2)."""
+    """Mount something at `target`; OSError names it. Source: mount, section 2 of the manual."""
     words = [None if word is None else os.fsencode(word) for word in (source, target, kind, data)]
     if libc.mount(words[0], words[1], words[2], ctypes.c_ulong(flags), words[3]) != 0:
         number = ctypes.get_errno()
@@ -77,9 +77,9 @@ def write(path: str, text: str, mode: int = 0o644) -> None:
     os.chmod(path, mode)
 
 
-def copy_directory_modes(lower: str, upper: str, names: tuple[str, ...]) -> None:
-    """Give a directory of the upper layer the mode and owner that it has in the lower one."""
-    for name in names:
+def copy_directory_modes(lower: str, upper: str) -> None:
+    """Give the directories of the upper layer the modes and owners that they have in the lower one."""
+    for name in ("etc", "etc/ssh", "home", "srv", "mnt", "media", "var", "var/log", "var/lib"):
         source, target = f"{lower}/{name}", f"{upper}/{name}"
         if os.path.isdir(source) and os.path.isdir(target):
             status = os.stat(source)
@@ -158,7 +158,8 @@ def fill_dev(dev: str) -> None:
         os.symlink(target, f"{dev}/{name}")
     for name in ("pts", "shm"):
         os.mkdir(f"{dev}/{name}")
-    mount("harness-pts", f"{dev}/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620,gid=5")
+    own = "newinstance,ptmxmode=0666,mode=620,gid=5"
+    mount("harness-pts", f"{dev}/pts", "devpts", MS_NOSUID | MS_NOEXEC, own)
     mount("harness-shm", f"{dev}/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
 
 
@@ -210,7 +211,7 @@ def build(description: dict[str, object]) -> None:
     os.mkdir(upper)
     empty_directories(below, upper)
     fill_etc(below, upper, name)
-    copy_directory_modes(below, upper, ("etc", "etc/ssh", "home", "srv", "mnt", "media", "var", "var/log", "var/lib"))
+    copy_directory_modes(below, upper)
     overlay(below, upper, f"{SCRATCH}/work", new_root)
     overlay_submounts(below, new_root, submounts)
     mount_own(new_root)
@@ -228,7 +229,7 @@ def collect_log(listener: socket.socket) -> None:
     with open("/var/log/syslog", "a", encoding="utf-8", errors="replace", buffering=1) as file:
         while True:
             message = listener.recv(65536).decode("utf-8", "replace").rstrip("\n\0")
-            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+            now = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
             file.write(f"{now} {message}\n")
 
 

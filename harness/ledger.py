@@ -1,4 +1,4 @@
-"""What this process has acquired, on record while it is uncontained, so that a sweep can undo it after a SIGKILL.
+"""What an uncontained process has acquired, on record, so that a sweep can undo it after a SIGKILL.
 
 JSON lines, one per acquisition and release, fsync'ed, one file per owner. A contained process
 keeps no ledger: what it has vanishes with its namespaces.

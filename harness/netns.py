@@ -55,7 +55,7 @@ class Link:
         """Make the link, set both ends up and wait for the carrier."""
         with contextlib.ExitStack() as stack:
             self._routes = tuple(stack.enter_context(_open(host.netns_path)) for host in self.hosts)
-            near, far = self._routes
+            near = self._routes[0]
             fd = os.open(self.hosts[1].netns_path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 peer = {"ifname": self.interface, "net_ns_fd": fd}
@@ -96,7 +96,8 @@ class Link:
     def _index(self, route: Any) -> int:  # noqa: ANN401 - pyroute2 has no types
         indexes = route.link_lookup(ifname=self.interface)
         if not indexes:
-            raise RuntimeError(f"no link {self.interface}: is one of {[host.name for host in self.hosts]} gone?")
+            names = " and ".join(host.name for host in self.hosts)
+            raise RuntimeError(f"no link {self.interface} between {names}: is one of them gone?")
         return int(indexes[0])
 
     def carrier(self, end: int = 0) -> int:
@@ -138,8 +139,8 @@ class Link:
         burst_bytes = max(BURST_BYTES, rate_bits // 8 // 100)
         for route in self._routes:
             index = self._index(route)
-            rate = f"{rate_bits}bit"
-            route.tc("replace", "tbf", index=index, handle="1:", rate=rate, burst=burst_bytes, latency=LATENCY)
+            shape = {"rate": f"{rate_bits}bit", "burst": burst_bytes, "latency": LATENCY}
+            route.tc("replace", "tbf", index=index, handle="1:", **shape)
 
     def delay(self, delay_ms: int = 20, loss_percent: float = 0) -> None:
         """Delay and lose packets in both directions; needs netem in the kernel."""

@@ -91,7 +91,8 @@ def authorized_line(key: Key, *, command: str | None = None, restrict: bool = Tr
 
 def authorize(host: Host, key: Key, *, command: str | None = None, restrict: bool = True) -> None:
     """Add a key to root's authorized_keys in a host, bound to a forced command unless None."""
-    host.append_text(AUTHORIZED_KEYS, authorized_line(key, command=command, restrict=restrict) + "\n", mode=0o600)
+    line = authorized_line(key, command=command, restrict=restrict)
+    host.append_text(AUTHORIZED_KEYS, line + "\n", mode=0o600)
     os.chmod(host.path(AUTHORIZED_KEYS.parent), 0o700)
 
 
@@ -162,10 +163,11 @@ class Sshd:
         effective = self.effective()
         if "persourcepenalties" in effective and not self._with_penalties:
             self.host.append_text(DROP_IN, "PerSourcePenalties no\n")
-        different = {word: effective.get(word) for word, value in self.wanted.items() if effective.get(word) != value}
         overridden = {option.split()[0].lower() for option in self._options}
-        if any(word not in overridden for word in different):
-            raise SshdFailed(f"sshd -T on {self.host.name} says {different}, not {self.wanted}")
+        wanted = {word: value for word, value in self.wanted.items() if word not in overridden}
+        different = {word: effective.get(word) for word in wanted if effective.get(word) != wanted[word]}
+        if different:
+            raise SshdFailed(f"sshd -T on {self.host.name} says {different}, not {wanted}")
         with ExitStack() as stack:
             process = stack.enter_context(
                 self.host.spawn([PROGRAM, "-D", "-f", CONFIG, "-E", LOG_FILE])
@@ -176,7 +178,8 @@ class Sshd:
                     raise SshdFailed(f"sshd on {self.host.name} ended: {process.stderr}{self.log_text()}")
                 return self.host.path(PID_FILE).exists() and is_listening(self.host, self.port)
 
-            wait.until(is_ready, timeout_s=READY_S, what=f"sshd on {self.host.name} listens at port {self.port}")
+            what = f"sshd on {self.host.name} listens at port {self.port}"
+            wait.until(is_ready, timeout_s=READY_S, what=what)
             self._stack = stack.pop_all()
         return self
 
