@@ -11,31 +11,39 @@ from typing import TYPE_CHECKING
 
 import btrsync
 from btrsync import serve
-from btrsync.config import SERVER_FILE, ServerConfig, load_server
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from btrsync.config import ServerConfig
+
 ORIGINAL_COMMAND_CHARACTERS = 200
 
 
-def run_serve(client: str, file: Path = SERVER_FILE, root: Path | None = None) -> int:
+def run_serve(client: str, file: Path | None = None, root: Path | None = None) -> int:
     """Serve one client over standard input and output, and return the exit status.
 
-    client: the name in the forced command; root: instead of a configuration, the directory on
-    btrfs that holds the clients' directories.
+    client: the name in the forced command; file: another configuration than the server's usual one;
+    root: instead of a configuration, the directory on btrfs that holds the clients' directories.
     """
     syslog.openlog("btrsync", syslog.LOG_PID, syslog.LOG_DAEMON)
     syslog.syslog(_connection_line(client))
     read_fd, write_fd = _take_standard_streams()
     return serve.serve(
-        partial(load_server, file) if root is None else partial(ServerConfig, root=root),
+        partial(_load, file, root),
         client,
         read_fd=read_fd,
         write_fd=write_fd,
         software=f"btrsync {btrsync.__version__}",
         log=_log,
     )
+
+
+def _load(file: Path | None, root: Path | None) -> ServerConfig:
+    """Return the configuration; imported now, when the client has its banner and does its own work."""
+    from btrsync.config import SERVER_FILE, ServerConfig, load_server
+
+    return load_server(file or SERVER_FILE) if root is None else ServerConfig(root=root)
 
 
 def printable_command(original_command: str) -> str:
