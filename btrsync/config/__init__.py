@@ -59,8 +59,8 @@ def load_server(path: Path = SERVER_FILE) -> ServerConfig:
     problems += checks.name_problems(table, ("clients",))
     if table.get("clients") == {}:
         problems.append("clients: is empty, so no client could connect; name one, or remove the table")
-    if config is not None:
-        problems += checks.path_problems("root", config.root)
+    if isinstance(table.get("root"), str):
+        problems += checks.path_problems("root", Path(table["root"]))
     problems += checks.server_directory_problems(readable_tables(table.get("clients"), ClientEntry))
     if config is None or problems:
         raise ConfigError(path, problems)

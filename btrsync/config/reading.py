@@ -58,18 +58,17 @@ def read_table(path: Path, which: str) -> dict[str, Any]:
 def convert_table(
     table: object, struct: type[StructType], path: str, problems: list[str], given: dict[str, Any]
 ) -> StructType | None:
-    """Return `table` as a `struct`, or None after adding what is wrong with it to `problems`.
+    """Return `table` as a `struct` and add all that is wrong with it to `problems`.
 
     path: key path of the table, "" for the whole file; given: fields that are not from the file.
+    None if a value is wrong or missing; keys that have no meaning are left out of the result.
     """
     if not isinstance(table, dict):
-        problems.append(
-            f"{path}: found {_format_found(table)}, wanted a table; write [{path}] above its keys"
-        )
+        found = _format_found(table)
+        problems.append(f"{path}: found {found}, wanted a table; write [{path}] above its keys")
         return None
     prefix = f"{path}." if path else ""
     known = {field.name: field for field in fields(struct) if field.name not in given}
-    before = len(problems)
     problems += [f"{prefix}{key}: {_format_unknown(key, known)}" for key in table if key not in known]
     values = dict(given)
     for name, field in known.items():
@@ -77,11 +76,13 @@ def convert_table(
             values[name] = _convert_value(table[name], field.type, f"{prefix}{name}", problems)
         elif field.required:
             problems.append(f"{prefix}{name}: is missing; add it. {describe(struct, name)}")
-    return struct(**values) if len(problems) == before else None
+            values[name] = None
+    # TOML has no null, so None is a value that was wrong.
+    return None if None in values.values() else struct(**values)
 
 
 def _convert_value(value: object, hint: object, path: str, problems: list[str]) -> object:
-    """Return one value as its field wants it; each wrong one is added to `problems`."""
+    """Return one value as its field wants it; if it is wrong, None, after saying so in `problems`."""
     bare, _ = _bare(hint)
     if get_origin(bare) is dict:
         struct = get_args(bare)[1]
@@ -93,9 +94,10 @@ def _convert_value(value: object, hint: object, path: str, problems: list[str]) 
         }
     if get_origin(bare) is tuple and isinstance(value, list):
         item_hint = get_args(bare)[0]
-        return tuple(
+        items = [
             _convert_value(item, item_hint, f"{path}[{index}]", problems) for index, item in enumerate(value)
-        )
+        ]
+        return None if None in items else tuple(items)
     try:
         return msgspec.convert(value, hint, dec_hook=_decode_path)
     except msgspec.ValidationError:
