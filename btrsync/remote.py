@@ -63,9 +63,9 @@ class Remote:
     ) -> None:
         self.name = name
         self._config = config
-        self._hello = Hello(
-            run_id, software, os.uname().release, btrfs.progs_version(), btrfs.send_protocol(), is_look_only
-        )
+        self._run_id = run_id
+        self._software = software
+        self._is_look_only = is_look_only
         self._stack = contextlib.ExitStack()
         self.is_lost = False
         self.backups: dict[str, tuple[Backup, ...]] = {}
@@ -125,7 +125,7 @@ class Remote:
             # ssh itself needs time to connect and log in before the server can speak.
             self._wire.greet(OUR_VERSIONS, timeout_s=self._config.connect_timeout_s + 10.0)
             self._wire.start_heartbeats()
-            self._wire.send(self._hello)
+            self._wire.send(self._hello())
             self.peer = self._expect(Hello)
             message = self._wait_for_inventory(on_waiting)
             self.leftovers_deleted = tuple(message.leftovers_deleted)
@@ -201,6 +201,16 @@ class Remote:
             # The server answers an Abort with Failed, but not a failure of its own with a second one.
             if not isinstance(error, RemoteError):
                 self._wire.receive()
+
+    def _hello(self) -> Hello:
+        return Hello(
+            self._run_id,
+            self._software,
+            os.uname().release,
+            btrfs.progs_version(),
+            btrfs.send_protocol(),
+            self._is_look_only,
+        )
 
     def _expect(self, wanted: type[Expected]) -> Expected:
         message = self._wire.receive()
