@@ -1,0 +1,382 @@
+"""The whole mirror in one place: two hosts, a link, sshd with a forced command, arrays, configurations.
+
+`with TwoHosts() as both: both.sync()` is what a rehearsal, a benchmark and the tests of the network
+begin with. The tool is run as it is installed, never imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from harness import filesystem, manifest, sshd
+from harness.filesystem import GIB, OPTIONS, Array
+from harness.host import Host
+from harness.netns import Link
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+    from harness.command import Completed, Process
+    from harness.manifest import Manifest
+
+MIRROR_ROOT = Path("/MirrorRoot")
+SERVER_ROOT = MIRROR_ROOT / "btrsync"
+CLIENT_FILE = Path("/etc/btrsync/btrsync.toml")
+SERVER_FILE = Path("/etc/btrsync/server.toml")
+KEY_FILE = Path("/root/.ssh/btrsync")
+INCOMING_PREFIX = ".incoming-"
+SUBVOLUME_INODE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One [jobs.NAME] of the client; settings: further keys of its table."""
+
+    name: str = "share"
+    subvolume: Path = Path("/home/foo/share")
+    snapshots: Path = Path("/home/foo/share/snapshots")
+    targets: tuple[str, ...] = ("daisy",)
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One [targets.NAME] of the client: on daisy unless it has a path.
+
+    host: how the client calls daisy. client: whose directory it has there; each client has a key and
+    a forced command of its own. path: a directory on the workstation, on a btrfs that is made and
+    mounted at its parent. key_file: where the client finds its key. settings: further keys of its table.
+    """
+
+    name: str = "daisy"
+    host: str = "daisy"
+    client: str = "workstation"
+    path: Path | None = None
+    key_file: Path = KEY_FILE
+    port: int = 22
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """One run of `btrsync sync --json`: how it ended, and the report of its last line, if any."""
+
+    completed: Completed
+    report: Mapping[str, Any]
+
+    @property
+    def returncode(self) -> int:
+        return self.completed.returncode
+
+    @property
+    def stderr(self) -> str:
+        return self.completed.stderr
+
+    @property
+    def outcomes(self) -> list[dict[str, Any]]:
+        return list(self.report.get("outcomes", ()))
+
+    @property
+    def bytes_sent(self) -> int:
+        return sum(int(outcome["bytes_sent"]) for outcome in self.outcomes)
+
+    def outcome(self, job: str = "share", target: str = "daisy") -> dict[str, Any]:
+        """Return what came of one job at one target. Raises LookupError, with what there is."""
+        for outcome in self.outcomes:
+            if (outcome["job"], outcome["target"]) == (job, target):
+                return outcome
+        raise LookupError(f"no outcome for {job} at {target} in {self.report or self.completed}")
+
+    @classmethod
+    def of(cls, completed: Completed) -> Synced:
+        """Read the last line of standard output; no JSON there is an empty report."""
+        lines = completed.stdout.splitlines()
+        report: object = None
+        with contextlib.suppress(ValueError):
+            report = json.loads(lines[-1]) if lines else None
+        return cls(completed, report if isinstance(report, dict) else {})
+
+
+def installed_btrsync() -> Path:
+    """Return the installed command beside the running interpreter: the same path holds in every host.
+
+    Raises FileNotFoundError if the project is not installed there.
+    """
+    path = Path(sys.executable).with_name("btrsync")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there: install the project with pip install -e .")
+    return path
+
+
+class TwoHosts:
+    """A workstation that is mirrored, and daisy, the server: ready for `sync` when entered.
+
+    jobs, targets: what the client's configuration says. members, size_bytes: daisy's array, mounted
+    at /MirrorRoot. source_size_bytes: the one-member btrfs of the workstation, mounted at
+    `source_mount`; a job below that gets a subvolume there, any other is mounted at its own place.
+    directory: where the disks' backing files lie; None is in memory. kind: of the clients' keys.
+    permit_root_login, sshd_options: for daisy's sshd. options: mount options of all arrays.
+    lower: the roots of the two hosts, of other releases for example.
+    """
+
+    def __init__(  # noqa: PLR0913 - each by name and with a default
+        self,
+        *,
+        jobs: Sequence[Job] = (Job(),),
+        targets: Sequence[Target] = (Target(),),
+        members: int = 4,
+        size_bytes: int = GIB,
+        source_size_bytes: int = GIB,
+        source_mount: Path | None = Path("/home/foo"),
+        directory: Path | None = None,
+        kind: sshd.Kind = "ed25519",
+        permit_root_login: str = "forced-commands-only",
+        sshd_options: Sequence[str] = (),
+        options: str = OPTIONS,
+        lower: tuple[Path, Path] = (Path("/"), Path("/")),
+    ) -> None:
+        """Only remember what is wanted; entering makes it."""
+        self.jobs = {job.name: job for job in jobs}
+        self.targets = {target.name: target for target in targets}
+        self.workstation = Host("workstation", lower=lower[0])
+        self.daisy = Host("daisy", lower=lower[1])
+        self.link = Link(self.workstation, self.daisy)
+        ports = {target.port for target in targets if target.path is None} - {22}
+        self.sshd = sshd.Sshd(
+            self.daisy,
+            permit_root_login=permit_root_login,
+            options=[*sshd_options, *(f"Port {port}" for port in sorted(ports))],
+        )
+        self.array = Array(members, size_bytes, directory=directory)
+        self.source_array = Array(1, source_size_bytes, label="HomeBtr", directory=directory)
+        self.source_mount = source_mount
+        self.options = options
+        self.kind = kind
+        self.btrsync_path = installed_btrsync()
+        self._directory = directory
+        self._size_bytes = size_bytes
+        self._stack = contextlib.ExitStack()
+
+    # ------------------------------------------------------------------------------- building
+
+    def __enter__(self) -> Self:
+        """Make all of it; what fails half-way is undone."""
+        with contextlib.ExitStack() as stack:
+            self._stack = stack
+            stack.enter_context(self.workstation)
+            stack.enter_context(self.daisy)
+            stack.enter_context(self.link)
+            self._mount_array()
+            self._mount_sources()
+            self._mount_local_targets()
+            self._give_keys()
+            self.write_client_file()
+            self.daisy.write_text(SERVER_FILE, f'root = "{SERVER_ROOT}"\n')
+            stack.enter_context(self.sshd)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take all of it down, in reverse order."""
+        self._stack.close()
+
+    def _mount_array(self) -> None:
+        self._stack.enter_context(self.array)
+        point = filesystem.mount(self.array, MIRROR_ROOT, host=self.daisy, options=self.options)
+        self._stack.enter_context(point)
+        self.daisy.path(SERVER_ROOT).mkdir(mode=0o700)
+
+    def _mount_sources(self) -> None:
+        self._stack.enter_context(self.source_array)
+        mount = self.source_mount
+        if mount is not None:
+            self._mount_source(mount, None)
+        # Outer ones first, or they would cover the inner ones.
+        for job in sorted(self.jobs.values(), key=lambda job: len(job.subvolume.parts)):
+            if mount is not None and mount in job.subvolume.parents:
+                self.workstation.path(job.subvolume.parent).mkdir(parents=True, exist_ok=True)
+                self.workstation.run(["btrfs", "subvolume", "create", job.subvolume])
+            else:
+                self._mount_source(job.subvolume, f"job-{job.name}")
+        for job in sorted(self.jobs.values(), key=lambda job: len(job.snapshots.parts)):
+            covering = [mount, *(other.subvolume for other in self.jobs.values())]
+            if not any(path is not None and job.snapshots.is_relative_to(path) for path in covering):
+                self._mount_source(job.snapshots, f"snapshots-{job.name}")
+            self.workstation.path(job.snapshots).mkdir(parents=True, exist_ok=True)
+
+    def _mount_source(self, point: Path, subvolume: str | None) -> None:
+        mounted = filesystem.mount(
+            self.source_array, point, host=self.workstation, options=self.options, subvolume=subvolume
+        )
+        self._stack.enter_context(mounted)
+
+    def _mount_local_targets(self) -> None:
+        parents = {target.path.parent for target in self.targets.values() if target.path is not None}
+        for number, parent in enumerate(sorted(parents, key=lambda path: len(path.parts)), 1):
+            array = self._stack.enter_context(
+                Array(1, self._size_bytes, label=f"LocalBtr{number}", directory=self._directory)
+            )
+            mounted = filesystem.mount(
+                array, parent, host=self.workstation, options=self.options, subvolume=None
+            )
+            self._stack.enter_context(mounted)
+
+    def client_key(self, client: str = "workstation") -> sshd.Key:
+        """Return the key of one client of daisy: the same as long as this process runs."""
+        return sshd.Key(self.kind, f"root@{client}")
+
+    def forced_command(self, client: str = "workstation") -> str:
+        """Return the command that a client's key is bound to."""
+        return f"{self.btrsync_path} serve {client}"
+
+    def _give_keys(self) -> None:
+        remote = [target for target in self.targets.values() if target.path is None]
+        for client, key_file in sorted({(target.client, target.key_file) for target in remote}):
+            self.client_key(client).install(self.workstation, key_file)
+        for client in sorted({target.client for target in remote}):
+            sshd.authorize(self.daisy, self.client_key(client), command=self.forced_command(client))
+        names = {target.host for target in remote} - {"daisy", "daisy.local"}
+        if names:
+            line = f"{self.link.addresses[1]}\t{' '.join(sorted(names))}\n"
+            self.workstation.append_text("/etc/hosts", line)
+        for port in sorted({target.port for target in remote}):
+            sshd.trust(self.workstation, self.daisy, port=port, names=sorted(names))
+
+    def write_client_file(self, path: Path = CLIENT_FILE, **changes: object) -> Path:
+        """Write the client's configuration; changes: keys of every target behind ssh, replaced."""
+        tables: dict[str, dict[str, object]] = {}
+        for target in self.targets.values():
+            table: dict[str, object] = dict(target.settings)
+            if target.path is not None:
+                table |= {"path": target.path}
+            else:
+                table |= {"host": target.host, "port": target.port, "key": target.key_file, **changes}
+            tables[f"targets.{target.name}"] = table
+        for job in self.jobs.values():
+            tables[f"jobs.{job.name}"] = {
+                "subvolume": job.subvolume,
+                "snapshots": job.snapshots,
+                "targets": list(job.targets),
+                **job.settings,
+            }
+        self.workstation.write_text(path, format_toml(tables))
+        return path
+
+    # -------------------------------------------------------------------------------- running
+
+    def btrsync(
+        self, *words: str | Path, ok: Collection[int] | None = (0,), timeout_s: float = 120
+    ) -> Completed:
+        """Run the installed `btrsync` on the workstation; as `Host.run` in all else."""
+        return self.workstation.run([self.btrsync_path, *words], ok=ok, timeout_s=timeout_s)
+
+    def sync(self, *words: str | Path, ok: Collection[int] | None = (0,), timeout_s: float = 120) -> Synced:
+        """Run `btrsync sync --json WORDS` on the workstation and return what it reported."""
+        return Synced.of(self.btrsync("sync", "--json", *words, ok=ok, timeout_s=timeout_s))
+
+    @contextlib.contextmanager
+    def syncing(self, *words: str | Path) -> Iterator[Process]:
+        """Start `btrsync sync --json WORDS` and yield it; `Synced.of(process.completed())` at its end."""
+        with self.workstation.spawn([self.btrsync_path, "sync", "--json", *words]) as process:
+            yield process
+
+    # -------------------------------------------------------------------------------- looking
+
+    def source(self, job: str = "share") -> Path:
+        """Return a job's subvolume as seen from here."""
+        return self.workstation.path(self.jobs[job].subvolume)
+
+    def snapshots(self, job: str = "share") -> list[str]:
+        """Return the names of the subvolumes in a job's snapshot directory, sorted."""
+        return _subvolume_names(self.workstation.path(self.jobs[job].snapshots))
+
+    def snapshot_path(self, name: str, job: str = "share") -> Path:
+        """Return one snapshot of a job as seen from here."""
+        return self.workstation.path(self.jobs[job].snapshots) / name
+
+    def backup_directory(self, job: str = "share", target: str = "daisy") -> Path:
+        """Return the directory with a job's backups at a target, as seen from here; it may be missing."""
+        wanted = self.targets[target]
+        if wanted.path is not None:
+            return self.workstation.path(wanted.path / job)
+        return self.daisy.path(SERVER_ROOT / wanted.client / job)
+
+    def backups(self, job: str = "share", target: str = "daisy") -> list[str]:
+        """Return every name in a job's directory at a target, hidden ones too, sorted."""
+        directory = self.backup_directory(job, target)
+        return sorted(os.listdir(directory)) if directory.exists() else []
+
+    def source_manifest(self, name: str, job: str = "share") -> Manifest:
+        """Return the manifest of one snapshot on the workstation."""
+        return manifest.read(self.snapshot_path(name, job))
+
+    def backup_manifest(self, name: str, job: str = "share", target: str = "daisy") -> Manifest:
+        """Return the manifest of one backup at a target."""
+        return manifest.read(self.backup_directory(job, target) / name)
+
+    def differences(self, name: str, job: str = "share", target: str = "daisy") -> list[str]:
+        """Return how a backup differs from its snapshot, one sentence each; empty when equal.
+
+        All counts but the time of the root directory, which stock send and receive do not keep. Of a
+        nested subvolume nothing at all may be at the target, not even an empty directory.
+        """
+        backup = self.backup_manifest(name, job, target)
+        found = manifest.difference(
+            manifest.without_root_time(self.source_manifest(name, job)),
+            manifest.without_root_time(backup),
+            names=("the snapshot", "the backup"),
+        )
+        return found + [f"{manifest.escape(path)}: a subvolume at the target" for path in backup.left_out]
+
+    def server_listing(self) -> list[str]:
+        """Return all that lies below the server's root, down to the backups but not into them.
+
+        One line each, with mode, inode, size and time of change: equal listings mean that nothing
+        was touched.
+        """
+        return list(_list_tree(self.daisy.path(SERVER_ROOT), Path()))
+
+    def bytes_on_link(self) -> int:
+        """Return the bytes that have left the workstation over the link, from /proc/PID/net/dev."""
+        for line in Path(f"/proc/{self.workstation.pid}/net/dev").read_text().splitlines():
+            name, colon, counters = line.partition(":")
+            if colon and name.strip() == self.link.interface:
+                return int(counters.split()[8])
+        raise LookupError(f"{self.workstation.name} has no interface {self.link.interface}")
+
+
+def _subvolume_names(directory: Path) -> list[str]:
+    with os.scandir(directory) as entries:
+        return sorted(
+            entry.name
+            for entry in entries
+            if entry.is_dir(follow_symlinks=False) and os.lstat(entry.path).st_ino == SUBVOLUME_INODE
+        )
+
+
+def _list_tree(directory: Path, below: Path) -> Iterator[str]:
+    for path in sorted(directory.iterdir()):
+        status = path.lstat()
+        kind = stat.filemode(status.st_mode)
+        yield f"{below / path.name} {kind} {status.st_ino} {status.st_size} {status.st_ctime_ns}"
+        if stat.S_ISDIR(status.st_mode) and status.st_ino != SUBVOLUME_INODE:
+            yield from _list_tree(path, below / path.name)
+
+
+def format_toml(tables: Mapping[str, Mapping[str, object]]) -> str:
+    """Return tables of texts, paths, numbers, booleans and lists of them as TOML."""
+    # A JSON string is a TOML basic string: the same escapes, and both forbid control characters.
+    as_value: Callable[[object], str] = lambda value: json.dumps(  # noqa: E731 - one thought
+        value, default=str, ensure_ascii=False
+    )
+    return "\n".join(
+        "\n".join([f"[{name}]", *(f"{key} = {as_value(value)}" for key, value in table.items()), ""])
+        for name, table in tables.items()
+    )
