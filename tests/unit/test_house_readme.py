@@ -61,7 +61,13 @@ def test_both_languages_have_the_same_headings_commands_and_links(english: str, 
         ("`btrsync config sample`", "`btrsync config`"),
         ("<!-- output: check -->", ""),
     ],
-    ids=["a heading of another level", "another command", "another link", "another inline command", "an output lost"],
+    ids=[
+        "a heading of another level",
+        "another command",
+        "another link",
+        "another inline command",
+        "an output lost",
+    ],
 )
 def test_a_translation_that_fell_behind_is_seen(english: str, japanese: str, old: str, new: str) -> None:
     assert old in japanese
@@ -75,7 +81,9 @@ def test_the_two_commands_stand_on_the_first_screen(english: str) -> None:
 
 def test_the_japanese_page_is_written_in_japanese(japanese: str) -> None:
     prose = FENCE.sub("", japanese)
-    paragraphs = [line for line in prose.splitlines() if line and not line.startswith(("<!--", "`/etc", "|---"))]
+    paragraphs = [
+        line for line in prose.splitlines() if line and not line.startswith(("<!--", "`/etc", "|---"))
+    ]
     not_japanese = [line for line in paragraphs if not re.search("[ぁ-んァ-ヶ一-龠]", line)]
     assert not_japanese == ["# btrsync"]
 
