@@ -28,7 +28,7 @@ def nest_subvolume(root: Root, rng: Random) -> None:
         if root.exists(subvolume.path + _REPLACED):
             root.delete_subvolume(subvolume.path)
             root.rename(subvolume.path + _REPLACED, subvolume.path)
-    candidates = [item for item in survey(root).directories if len(item.name) < 200 and b"." not in item.name]
+    candidates = [item for item in survey(root).movable if len(item.name) < 200 and b"." not in item.name]
     if not candidates:
         raise NotExercised("no directory to replace")
     directory = rng.choice(candidates).path
@@ -78,20 +78,13 @@ def _replace(root: Root, rng: Random, content: Content) -> None:
 
 
 def _move(root: Root, rng: Random, content: Content) -> None:  # noqa: ARG001 - one of _ACTIONS
-    found = survey(root)
-    targets = [item for item in found.directories if len(item.path) < 2000]
-    for item in pick(rng, found.all, 3):
-        if len(item.name) > 200 or not targets or not root.exists(item.path):
-            continue
-        target = rng.choice(targets).path
-        if not (target + b"/").startswith(item.path + b"/") and root.exists(target):
-            _move_into(root, item.path, target)
-
-
-def _move_into(root: Root, path: bytes, target: bytes) -> None:
-    longest = max((len(item.path) for item in survey(root).below(path)), default=len(path))
-    if len(target) + longest - len(path) + 256 < 3800:
-        root.rename(path, root.free_name(target + b"/" + path.rpartition(b"/")[2]))
+    for _ in range(3):
+        found = survey(root)  # anew: what moved took along what was in it
+        if not found.movable:
+            return
+        item, target = rng.choice(found.leaves + found.movable), rng.choice(found.movable)
+        if not (target.path + b"/").startswith(item.path + b"/"):
+            root.rename(item.path, root.free_name(target.path + b"/" + item.name))
 
 
 def _link(root: Root, rng: Random, content: Content) -> None:  # noqa: ARG001 - one of _ACTIONS

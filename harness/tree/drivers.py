@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Self
 
-from harness import command, ioctls
+from harness import command, ioctls, wait
 from harness.tree.mutations import MUTATIONS, format_replay, mutate
 from harness.tree.root import Root
 from harness.tree.survey import survey
@@ -39,6 +39,12 @@ def remount(mount_point: Path) -> None:
         raise FileNotFoundError(f"{mount_point}: nothing is mounted there (spell it as mountinfo does)")
     kind, source, options = after[0], after[1], f"{fields[5]},{after[2]}"
     command.run(["umount", mount_point])
+    # A namespace made meanwhile by others may hold the mount: umount succeeds, and nothing is forgotten.
+    wait.until(
+        lambda: not list(Path("/sys/fs/btrfs").glob(f"*/devices/{Path(source).name}")),
+        timeout_s=_JOIN_S,
+        what=f"{source} is mounted nowhere (does a mount namespace hold it?)",
+    )
     command.run(["mount", "-t", kind, "-o", options, source, mount_point])
 
 

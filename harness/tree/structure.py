@@ -23,11 +23,15 @@ _FAN_NAMES = 80
 
 def invert(root: Root, rng: Random) -> None:
     """In a path some directories deep, the deepest become the ancestors."""
-    deep = [found for found in survey(root).directories if found.depth >= 3]
+    movable = {found.path for found in survey(root).movable}
+    tops = {path: path.rsplit(b"/", 2)[0] for path in sorted(movable) if path.count(b"/") >= 2}
+    deep = [path for path, top in tops.items() if top in movable]
     if not deep:
         raise NotExercised("no directory lies three deep")
-    names = rng.choice(deep).path.split(b"/")
-    depth = min(len(names), rng.randint(3, 6))
+    names = rng.choice(deep).split(b"/")
+    depth = rng.randint(3, 6)
+    while depth > 3 and (depth > len(names) or b"/".join(names[: len(names) - depth + 1]) not in movable):
+        depth -= 1
     base, chain = b"/".join(names[: len(names) - depth]), names[len(names) - depth :]
     prefix = base + b"/" if base else b""
     aside = root.free_name(prefix + b".turning")
@@ -44,17 +48,16 @@ def invert(root: Root, rng: Random) -> None:
 
 def rotate_names(root: Root, rng: Random) -> None:
     """Names go round among directories, among files, and between one file and one directory."""
-    found = survey(root)
-    rings = [unrelated(rng, found.directories, 3), pick(rng, found.files, 3)]
-    rings = [ring for ring in rings if len(ring) == 3]
-    if not rings:
-        raise NotExercised("fewer than three directories and three files")
-    for ring in rings:
-        _rotate(root, [item.path for item in ring])
+    directories = unrelated(rng, survey(root).movable, 3)
+    if len(directories) < 3 or len(survey(root).files) < 3:
+        raise NotExercised("fewer than three directories beside each other, or three files")
+    _rotate(root, [item.path for item in directories])
+    # Looked up only now, for they may lie in the directories that went round.
+    _rotate(root, [item.path for item in pick(rng, survey(root).files, 3)])
     found = survey(root)
     for file in rng.sample(found.files, len(found.files)):
-        outside = [item.path for item in found.directories if not file.path.startswith(item.path + b"/")]
-        if outside:
+        outside = [item.path for item in found.movable if not file.path.startswith(item.path + b"/")]
+        if outside and len(file.path) < 1500:
             _rotate(root, [file.path, rng.choice(outside)])
             break
 
@@ -71,17 +74,18 @@ def _rotate(root: Root, paths: list[bytes]) -> None:
 def take_directory_names(root: Root, rng: Random) -> None:
     """A file takes the name of the directory it lay in, and a hard link that of another directory."""
     found = survey(root)
-    inside = tuple(file for file in found.files if file.parent)
+    movable = {item.path for item in found.movable}
+    inside = tuple(file for file in found.files if file.parent in movable)
     if not inside:
-        raise NotExercised("no file lies in a directory")
+        raise NotExercised("no file lies in a directory that can be moved")
     file = rng.choice(inside)
     aside = root.free_name(b".taking")
     root.rename(file.path, aside)
     root.rename(file.parent, root.free_name(file.parent + b".was"))
     root.rename(aside, file.parent)
     found = survey(root)
-    if found.directories and found.files:
-        directory, linked = rng.choice(found.directories), rng.choice(found.files)
+    if found.movable:
+        directory, linked = rng.choice(found.movable), rng.choice(found.files)
         link = root.link(linked.path, root.free_name(b".linking"))
         root.rename(directory.path, root.free_name(directory.path + b".was"))
         root.rename(link, directory.path)
@@ -138,7 +142,7 @@ def make_same_inode_again(root: Root, rng: Random) -> None:
 def empty_and_remove(root: Root, rng: Random) -> None:
     """Directories are removed whose children moved out in the same delta, one level up and elsewhere."""
     found = survey(root)
-    filled = tuple(item for item in found.directories if root.names(item.path))
+    filled = tuple(item for item in found.movable if root.names(item.path))
     if not filled:
         raise NotExercised("no directory has anything in it")
     for directory in unrelated(rng, filled, 2):

@@ -19,6 +19,9 @@ GUARDED = b"guarded"
 LONGEST_PATH_BYTES = 3800
 """No path gets longer: `btrfs receive` puts its own directory before each, into PATH_MAX bytes."""
 
+_MOVABLE_BYTES = 1500
+"""Of directories with longer paths below them none is moved: two such lengths stay within the longest."""
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -62,6 +65,17 @@ class Survey:
     @property
     def all(self) -> tuple[Found, ...]:
         return tuple(sorted(self.files + self.others + self.directories, key=lambda found: found.path))
+
+    @property
+    def movable(self) -> tuple[Found, ...]:
+        """The directories that can go anywhere without a path in them getting too long."""
+        unmovable: set[bytes] = set()
+        for found in self.all + self.subvolumes:
+            directory = found.path if len(found.path) > _MOVABLE_BYTES else b""
+            while directory and directory not in unmovable:
+                unmovable.add(directory)
+                directory = directory.rpartition(b"/")[0]
+        return tuple(found for found in self.directories if found.path not in unmovable)
 
     def below(self, directory: bytes) -> tuple[Found, ...]:
         return tuple(found for found in self.all if found.path.startswith(directory + b"/"))
