@@ -6,8 +6,9 @@ recognised here and never meets click.
 
 from __future__ import annotations
 
+import errno
+import io
 import os
-import select
 import signal
 import sys
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from btrsync.errors import BtrsyncError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import FrameType
+
+    from _typeshed import ReadableBuffer
 
 BUG_STATUS = 70
 BROKEN_PIPE_STATUS = 128 + signal.SIGPIPE
@@ -33,27 +36,72 @@ class StopSignal(BaseException):
         self.number = number
 
 
+class Stdout(io.FileIO):
+    """Standard output that takes everything, and remembers why the first thing was not written.
+
+    A backup goes on when nobody reads its report any more, and no command need think of `| head`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(1, "w", closefd=False)
+        self.failure: OSError | None = None
+
+    def write(self, data: ReadableBuffer) -> int:
+        """Write, as far as it goes; `failure` tells the rest."""
+        if self.failure is None:
+            try:
+                return super().write(data)
+            except OSError as error:
+                self.failure = error
+        return memoryview(data).nbytes
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status; the only place that prints errors."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     invocation = Invocation(shows_traceback=os.environ.get("BTRSYNC_TRACEBACK", "") not in ("", "0"))
-    if hasattr(sys.stdout, "reconfigure"):
-        # "→" and odd file names must not stop a run whose locale cannot show them.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        with _stop_signals():
-            status = _run(arguments, invocation)
-    except BtrsyncError as error:
-        status = _explain(error, invocation)
-    except StopSignal as stop:
-        print(f"btrsync: stopped by {signal.Signals(stop.number).name}", file=sys.stderr)
-        status = 128 + stop.number
-    except Exception as error:  # noqa: BLE001  the last handler: whatever comes here is a bug, and says so
-        if isinstance(error, BrokenPipeError) and _has_lost_its_reader():
-            status = BROKEN_PIPE_STATUS
-        else:
+    with _standard_streams() as stdout:
+        try:
+            with _stop_signals():
+                status = _run(arguments, invocation)
+        except BtrsyncError as error:
+            status = _explain(error, invocation)
+        except StopSignal as stop:
+            print(f"btrsync: stopped by {signal.Signals(stop.number).name}", file=sys.stderr)
+            status = 128 + stop.number
+        except Exception as error:  # noqa: BLE001  the last handler: what comes here is a bug, and says so
             status = _explain_bug(error, invocation)
-    return _settle_stdout(status)
+    if stdout.failure is None:
+        return status
+    if stdout.failure.errno == errno.EPIPE:
+        return status or BROKEN_PIPE_STATUS
+    print(f"btrsync: standard output: {stdout.failure.strerror}", file=sys.stderr)
+    return status or 1
+
+
+@contextmanager
+def _standard_streams() -> Iterator[Stdout]:
+    """Standard output as one that remembers its failure; whatever of 0, 1 and 2 is closed leads nowhere.
+
+    Were it left closed, the next file that is opened would be taken for it.
+    """
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115  a descriptor, for the whole run
+    before, raw = sys.stdout, Stdout()
+    # "→" and odd file names must not stop a run whose locale cannot show them.
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(raw), errors="backslashreplace", line_buffering=raw.isatty()
+    )
+    try:
+        yield raw
+    finally:
+        sys.stdout.flush()
+        sys.stdout = before
 
 
 def _run(arguments: list[str], invocation: Invocation) -> int:
@@ -118,32 +166,3 @@ def _print_traceback(error: BaseException) -> None:
     import traceback
 
     traceback.print_exception(error)
-
-
-def _has_lost_its_reader() -> bool:
-    """Tell whether stdout is a pipe that nobody reads any more, as after `btrsync list | head -1`."""
-    poll = select.poll()
-    try:
-        poll.register(sys.stdout.fileno(), select.POLLERR)
-        return any(events & select.POLLERR for _, events in poll.poll(0))
-    except (OSError, ValueError):
-        return False
-
-
-def _settle_stdout(status: int) -> int:
-    """Write out what stdout still holds, and return the status: a lost reader is told, a full disk too."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        status = status or BROKEN_PIPE_STATUS
-    except OSError as error:
-        print(f"btrsync: standard output: {error.strerror}", file=sys.stderr)
-        status = status or 1
-    except ValueError:
-        # Closed by whoever started us.
-        return status
-    else:
-        return status
-    # The interpreter flushes once more on its way out, and would complain by itself.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return status

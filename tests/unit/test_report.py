@@ -1,0 +1,238 @@
+"""Reports: exit statuses by rule, lines for people, JSON for programs."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pytest
+
+from btrsync.errors import ConflictError, NoSpaceError, UnreachableError
+from btrsync.report import (
+    ErrorReport,
+    JobOutcome,
+    JobSurvey,
+    NullReporter,
+    PlainReporter,
+    RunReport,
+    SnapshotRow,
+    format_outcome,
+    format_progress,
+    format_seconds,
+    format_size,
+    format_table,
+    run_json,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+STARTED = datetime(2026, 11, 22, 21, 30, tzinfo=UTC)
+NAME = "snapshot-20261122213000"
+EARLIER = "snapshot-20261121213000"
+MIB = 1 << 20
+
+SENT = JobOutcome(
+    job="share", target="daisy", result="sent", kind="incremental", snapshot=NAME, send_parent=EARLIER,
+    bytes_sent=12_900_000, seconds=1.42,
+)  # fmt: skip
+SENT_IN_FULL = JobOutcome(
+    job="share", target="usb", result="sent", kind="full", snapshot=NAME, bytes_sent=3 << 40, seconds=7384.0
+)
+UNCHANGED = JobOutcome(job="home", target="daisy", result="nothing_changed", snapshot=EARLIER)
+WOULD_SEND = JobOutcome(
+    job="share", target="daisy", result="would_send", kind="incremental", send_parent=EARLIER
+)
+WOULD_SEND_ALL = JobOutcome(job="share", target="usb", result="would_send", kind="full", snapshot=NAME)
+
+
+class Diverged:
+    """A conflict as `plan` makes them."""
+
+    remedy = "look at both lists, then send everything with --full"
+
+    def __str__(self) -> str:
+        return "share and daisy have no snapshot in common\nhere: a, b\nthere: c"
+
+
+def failed(target: str, error: BaseException) -> JobOutcome:
+    return JobOutcome(job="share", target=target, result="failed", seconds=10.0, error=ErrorReport.of(error))
+
+
+UNREACHABLE = failed(
+    "daisy", UnreachableError("daisy.local refused the connection", hint="is sshd running there?")
+)
+FULL = failed("usb", NoSpaceError("/mnt/usb has no room: 12 GiB announced, 3 GiB free"))
+CONFLICT = failed("rose", ConflictError(Diverged()))
+BUG = failed("tulip", KeyError("snapshots"))
+EVERY_OUTCOME = [
+    SENT, SENT_IN_FULL, UNCHANGED, WOULD_SEND, WOULD_SEND_ALL, UNREACHABLE, FULL, CONFLICT, BUG,
+]  # fmt: skip
+
+
+def report_of(outcomes: Sequence[JobOutcome]) -> RunReport:
+    return RunReport(run_id="5f" * 16, started=STARTED, seconds=3.25, outcomes=tuple(outcomes))
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "status"),
+    [
+        ([], 0),
+        ([SENT, UNCHANGED, WOULD_SEND], 0),
+        ([UNREACHABLE], 5),
+        ([UNREACHABLE, FULL, CONFLICT], 8),
+        ([UNREACHABLE, BUG], 5),
+        ([BUG], 70),
+        ([SENT, UNREACHABLE], 1),
+        ([UNCHANGED, FULL, UNREACHABLE], 1),
+    ],
+    ids=["nothing", "all served", "one failure", "highest", "a bug beside", "a bug", "some", "most failed"],
+)
+def test_the_exit_status_follows_from_the_outcomes(outcomes: list[JobOutcome], status: int) -> None:
+    assert report_of(outcomes).exit_status == status
+
+
+def test_an_outcome_is_one_line_and_a_failure_has_its_hint_below(golden: Callable[[str], Any]) -> None:
+    golden("outcomes.txt").check("".join(format_outcome(outcome) + "\n" for outcome in EVERY_OUTCOME))
+
+
+def test_the_report_is_one_line_of_json_with_its_exit_status(golden: Callable[[str], Any]) -> None:
+    line = run_json(report_of(EVERY_OUTCOME))
+    assert b"\n" not in line
+    golden("run-report.json").check(json.dumps(json.loads(line), indent=2, ensure_ascii=False) + "\n")
+
+
+def test_a_program_reads_from_the_report_whether_all_went_well() -> None:
+    assert json.loads(run_json(report_of([SENT])))["ok"] is True
+    found = json.loads(run_json(report_of([SENT, FULL])))
+    assert (found["ok"], found["exit_status"]) == (False, 1)
+
+
+class Clock:
+    """A clock that a test moves on."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_a_plain_log_has_whole_lines_and_progress_every_30_seconds_at_most(
+    golden: Callable[[str], Any],
+) -> None:
+    log, clock = io.StringIO(), Clock()
+    reporter = PlainReporter(log, log, monotonic=clock)
+    reporter.step("share", "daisy", f"sending {NAME}")
+    for _ in range(100):
+        clock.now_s += 1
+        sent = int(clock.now_s - 1000) * MIB
+        reporter.progress("share", "daisy", sent, 200 * MIB)
+        reporter.progress("home", "daisy", sent, None)
+    reporter.warning("targets.usb has been pinned for 90 days")
+    reporter.outcome(SENT)
+    golden("plain-log.txt").check(log.getvalue())
+    assert "\r" not in log.getvalue() and "\x1b" not in log.getvalue()
+
+
+def test_without_steps_a_plain_log_keeps_to_outcomes_warnings_and_slow_sends() -> None:
+    log, summary = io.StringIO(), io.StringIO()
+    reporter = PlainReporter(log, summary, has_steps=False)
+    reporter.step("share", "daisy", "looking")
+    reporter.progress("share", "daisy", 1, None)
+    reporter.outcome(UNCHANGED)
+    assert log.getvalue() == ""
+    assert summary.getvalue() == f"home → daisy: nothing changed since {EARLIER}\n"
+
+
+class FullDisk(io.StringIO):
+    """A log on a disk that has become full; counts what was tried."""
+
+    tried = 0
+
+    def write(self, text: str) -> int:
+        self.tried += 1
+        raise OSError(errno.ENOSPC, text)
+
+
+def test_a_log_that_cannot_be_written_does_not_stop_a_run() -> None:
+    log = FullDisk()
+    reporter = PlainReporter(log, log)
+    reporter.step("share", "daisy", "sending")
+    reporter.warning("odd")
+    reporter.outcome(SENT)
+    assert log.tried == 3
+
+
+def test_the_null_reporter_takes_everything() -> None:
+    reporter = NullReporter()
+    reporter.step("share", "daisy", "sending")
+    reporter.progress("share", "daisy", 1, None)
+    reporter.warning("odd")
+    assert reporter.outcome(SENT) is None  # type: ignore[func-returns-value]
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "words"),
+    [
+        (0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (12_900_000, "12.3 MiB"),
+        ((1 << 20) - 1, "1.0 MiB"), ((1 << 30) - 1, "1.0 GiB"), (3 << 40, "3.0 TiB"), (5 << 50, "5.0 PiB"),
+    ],
+)  # fmt: skip
+def test_sizes_have_one_decimal_and_the_unit_that_fits(size_bytes: int, words: str) -> None:
+    assert format_size(size_bytes) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0.0 s"), (1.42, "1.4 s"), (59.94, "59.9 s"), (59.96, "1 min 0 s"), (200, "3 min 20 s"),
+        (3599.6, "1 h 0 min"), (18_720, "5 h 12 min"), (86_400, "1 d 0 h"), (273_600, "3 d 4 h"),
+    ],
+)  # fmt: skip
+def test_durations_have_the_two_units_that_matter(seconds: float, words: str) -> None:
+    assert format_seconds(seconds) == words
+
+
+def test_progress_tells_the_time_left_only_when_the_total_is_known() -> None:
+    assert format_progress(50 * MIB, 200 * MIB, 10.0) == (
+        "50.0 MiB sent, 5.0 MiB/s, 25 % of 200.0 MiB, 30.0 s left"
+    )
+    assert format_progress(50 * MIB, None, 10.0) == "50.0 MiB sent, 5.0 MiB/s"
+    assert format_progress(0, 200 * MIB, 0.0) == "0 B sent, 0 B/s"
+    assert format_progress(300 * MIB, 200 * MIB, 10.0).endswith("100 % of 200.0 MiB, 0.0 s left")
+
+
+def row(day: int, where: Any, *, is_latest_common: bool = False) -> SnapshotRow:
+    return SnapshotRow(
+        name=f"snapshot-{day}",
+        uuid=UUID(int=day),
+        created=STARTED + timedelta(days=day),
+        where=where,
+        is_latest_common=is_latest_common,
+    )
+
+
+def test_a_target_is_behind_by_the_snapshots_that_are_newer_than_the_latest_common() -> None:
+    rows = (
+        row(1, "target"),
+        row(2, "both"),
+        row(3, "both", is_latest_common=True),
+        row(4, "source"),
+        row(5, "target"),
+        row(6, "source"),
+    )
+    survey = JobSurvey(job="share", target="daisy", snapshots=rows)
+    assert survey.snapshots_behind == 2
+    assert survey.latest_common == rows[2]
+    never = JobSurvey(job="share", target="daisy", snapshots=(row(1, "source"), row(2, "source")))
+    assert (never.latest_common, never.snapshots_behind) == (None, 2)
+
+
+def test_columns_are_aligned_and_no_line_ends_in_blanks() -> None:
+    table = format_table(("JOB", "STATE"), [("share", "in sync"), ("a-long-name", "")])
+    assert table == "JOB          STATE\nshare        in sync\na-long-name  -"
