@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from btrsync.errors import BtrsyncError, CommandError, RefusedError, UnreachableError
@@ -50,6 +49,7 @@ DEFAULT_OPTIONS: Final = {
 SSH_FAILED: Final = 255
 """What ssh ends with when it, not the remote command, has failed."""
 
+_IDENTITY: Final = "IdentityFile="
 _KNOWN_HOSTS: Final = "UserKnownHostsFile="
 _PLAIN_NAME: Final = re.compile(r"[^-\s'\"`\\$(){}\[\];&<>|/@][^\s'\"`\\$(){}\[\];&<>|/@]*")
 _OPTION: Final = re.compile(r"([A-Za-z0-9]+)=(\S.*)")
@@ -84,7 +84,8 @@ def ssh_argv(
         *_words(DEFAULT_OPTIONS),
         "-o", f"ConnectTimeout={connect_timeout_s}",
         *(["-o", f"{_KNOWN_HOSTS}{_quoted(known_hosts)}"] if known_hosts else []),
-        *(["-o", "IdentitiesOnly=yes", "-i", _without_tokens(key)] if key else []),
+        # Not -i: where the file is missing, ssh would offer its usual keys instead.
+        *(["-o", "IdentitiesOnly=yes", "-o", f"{_IDENTITY}{_quoted(key)}"] if key else []),
         *(["-l", user] if user else []),
         "-p", str(port),
         "--", host, *command,
@@ -157,7 +158,7 @@ MEANINGS: Final = (
         may_pass=False,
     ),
     Meaning(
-        r"Identity file \S+ not accessible",
+        r"no such identity: |Identity file \S+ not accessible",
         "the key is missing",
         "make it with: ssh-keygen -t ed25519 -N '' -f {at.key}; add its .pub to the server's authorized_keys",
         may_pass=False,
@@ -236,14 +237,12 @@ class _Destination:
     @classmethod
     def of(cls, argv: Sequence[str]) -> _Destination:
         end = argv.index("--") if "--" in argv[:-1] else 0
-        pairs = list(pairwise(argv[:end]))
-        found = {word: value for word, value in pairs if word in {"-p", "-i"}}
-        files = [value for word, value in pairs if word == "-o" and value.startswith(_KNOWN_HOSTS)]
+        words = argv[:end]
         return cls(
             host=argv[end + 1] if end else "the server",
-            port=found.get("-p", "22"),
-            key=found.get("-i", "/root/.ssh/id_ed25519"),
-            known_hosts=files[0].removeprefix(_KNOWN_HOSTS).strip('"') if files else "/root/.ssh/known_hosts",
+            port=words[words.index("-p") + 1] if "-p" in words else "22",
+            key=_path_in(words, _IDENTITY) or "/root/.ssh/id_ed25519",
+            known_hosts=_path_in(words, _KNOWN_HOSTS) or "/root/.ssh/known_hosts",
         )
 
     @property
@@ -297,11 +296,14 @@ def _allowed(option: str) -> str:
     return option
 
 
-def _without_tokens(path: Path) -> str:
-    """Return a path in which ssh finds no %-token to expand."""
-    return os.fspath(path).replace("%", "%%")
-
-
 def _quoted(path: Path) -> str:
-    """Return a path as one word of an ssh option, which otherwise ends at a space."""
-    return f'"{_without_tokens(path)}"'
+    """Return a path as one word of an ssh option: it would end at a space, and expand at a %."""
+    return '"' + os.fspath(path).replace("%", "%%") + '"'
+
+
+def _path_in(words: Sequence[str], option: str) -> str | None:
+    """Return the path that `_quoted` made, of the first word that sets an option."""
+    for word in words:
+        if word.startswith(option):
+            return word.removeprefix(option).strip('"').replace("%%", "%")
+    return None
