@@ -66,7 +66,8 @@ def show_surveys(surveys: Sequence[JobSurvey], *, as_json: bool) -> None:
         show_table(HEADINGS, rows)
     for survey in surveys:
         if survey.error:
-            print(f"btrsync: {format_pair(survey.job, survey.target)}: {survey.error}", file=sys.stderr)
+            words = " ".join(survey.error.split())
+            print(f"btrsync: {format_pair(survey.job, survey.target)}: {words}", file=sys.stderr)
         elif not survey.snapshots:
             print(f"{format_pair(survey.job, survey.target)}: no snapshots yet", file=sys.stderr)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import fields
 
@@ -229,6 +229,7 @@ def inline(value: object) -> str:
     return json.dumps(value)
 
 
+@settings(max_examples=30)
 @given(
     table=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4),
     which=st.sampled_from(["client", "server"]),
