@@ -1,118 +1,36 @@
-"""The whole mirror in one place: two hosts, a link, sshd with a forced command, arrays, configurations.
-
-`with TwoHosts() as both: both.sync()` is what a rehearsal, a benchmark and the tests of the network
-begin with. The tool is run as it is installed, never imported.
-"""
+"""The scenario itself: a workstation that is mirrored and daisy, the server, ready for `sync`."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import stat
-import sys
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-from harness import filesystem, manifest, sshd
+from harness import manifest, sshd
 from harness.filesystem import GIB, OPTIONS, Array
 from harness.host import Host
 from harness.netns import Link
+from harness.scenario import disks
+from harness.scenario.parts import (
+    CLIENT_FILE,
+    SERVER_FILE,
+    SERVER_ROOT,
+    Job,
+    Synced,
+    Target,
+    format_toml,
+    installed_btrsync,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from harness.command import Completed, Process
     from harness.manifest import Manifest
 
-MIRROR_ROOT = Path("/MirrorRoot")
-SERVER_ROOT = MIRROR_ROOT / "btrsync"
-CLIENT_FILE = Path("/etc/btrsync/btrsync.toml")
-SERVER_FILE = Path("/etc/btrsync/server.toml")
-KEY_FILE = Path("/root/.ssh/btrsync")
-INCOMING_PREFIX = ".incoming-"
 SUBVOLUME_INODE = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One [jobs.NAME] of the client; settings: further keys of its table."""
-
-    name: str = "share"
-    subvolume: Path = Path("/home/foo/share")
-    snapshots: Path = Path("/home/foo/share/snapshots")
-    targets: tuple[str, ...] = ("daisy",)
-    settings: Mapping[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One [targets.NAME] of the client: on daisy unless it has a path.
-
-    host: how the client calls daisy. client: whose directory it has there; each client has a key and
-    a forced command of its own. path: a directory on the workstation, on a btrfs that is made and
-    mounted at its parent. key_file: where the client finds its key. settings: further keys of its table.
-    """
-
-    name: str = "daisy"
-    host: str = "daisy"
-    client: str = "workstation"
-    path: Path | None = None
-    key_file: Path = KEY_FILE
-    port: int = 22
-    settings: Mapping[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Synced:
-    """One run of `btrsync sync --json`: how it ended, and the report of its last line, if any."""
-
-    completed: Completed
-    report: Mapping[str, Any]
-
-    @property
-    def returncode(self) -> int:
-        return self.completed.returncode
-
-    @property
-    def stderr(self) -> str:
-        return self.completed.stderr
-
-    @property
-    def outcomes(self) -> list[dict[str, Any]]:
-        return list(self.report.get("outcomes", ()))
-
-    @property
-    def bytes_sent(self) -> int:
-        return sum(int(outcome["bytes_sent"]) for outcome in self.outcomes)
-
-    def outcome(self, job: str = "share", target: str = "daisy") -> dict[str, Any]:
-        """Return what came of one job at one target. Raises LookupError, with what there is."""
-        for outcome in self.outcomes:
-            if (outcome["job"], outcome["target"]) == (job, target):
-                return outcome
-        raise LookupError(f"no outcome for {job} at {target} in {self.report or self.completed}")
-
-    @classmethod
-    def of(cls, completed: Completed) -> Synced:
-        """Read the last line of standard output; no JSON there is an empty report."""
-        lines = completed.stdout.splitlines()
-        report: object = None
-        with contextlib.suppress(ValueError):
-            report = json.loads(lines[-1]) if lines else None
-        return cls(completed, report if isinstance(report, dict) else {})
-
-
-def installed_btrsync() -> Path:
-    """Return the installed command beside the running interpreter: the same path holds in every host.
-
-    Raises FileNotFoundError if the project is not installed there.
-    """
-    path = Path(sys.executable).with_name("btrsync")
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is not there: install the project with pip install -e .")
-    return path
 
 
 class TwoHosts:
@@ -121,7 +39,8 @@ class TwoHosts:
     jobs, targets: what the client's configuration says. members, size_bytes: daisy's array, mounted
     at /MirrorRoot. source_size_bytes: the one-member btrfs of the workstation, mounted at
     `source_mount`; a job below that gets a subvolume there, any other is mounted at its own place.
-    directory: where the disks' backing files lie; None is in memory. kind: of the clients' keys.
+    directory: where the disks' backing files lie; None is in memory. is_encrypted: daisy's array
+    stands on plain dm-crypt mappings, where the kernel has them. kind: of the clients' keys.
     permit_root_login, sshd_options: for daisy's sshd. options: mount options of all arrays.
     lower: the roots of the two hosts, of other releases for example.
     """
@@ -140,6 +59,7 @@ class TwoHosts:
         permit_root_login: str = "forced-commands-only",
         sshd_options: Sequence[str] = (),
         options: str = OPTIONS,
+        is_encrypted: bool = False,
         lower: tuple[Path, Path] = (Path("/"), Path("/")),
     ) -> None:
         """Only remember what is wanted; entering makes it."""
@@ -154,14 +74,15 @@ class TwoHosts:
             permit_root_login=permit_root_login,
             options=[*sshd_options, *(f"Port {port}" for port in sorted(ports))],
         )
-        self.array = Array(members, size_bytes, directory=directory)
+        self.members = members
+        self.size_bytes = size_bytes
+        self.is_encrypted = is_encrypted
         self.source_array = Array(1, source_size_bytes, label="HomeBtr", directory=directory)
         self.source_mount = source_mount
         self.options = options
         self.kind = kind
         self.btrsync_path = installed_btrsync()
         self._directory = directory
-        self._size_bytes = size_bytes
         self._stack = contextlib.ExitStack()
 
     # ------------------------------------------------------------------------------- building
@@ -173,9 +94,7 @@ class TwoHosts:
             stack.enter_context(self.workstation)
             stack.enter_context(self.daisy)
             stack.enter_context(self.link)
-            self._mount_array()
-            self._mount_sources()
-            self._mount_local_targets()
+            self._add_disks()
             self._give_keys()
             self.write_client_file()
             self.daisy.write_text(SERVER_FILE, f'root = "{SERVER_ROOT}"\n')
@@ -187,46 +106,26 @@ class TwoHosts:
         """Take all of it down, in reverse order."""
         self._stack.close()
 
-    def _mount_array(self) -> None:
-        self._stack.enter_context(self.array)
-        point = filesystem.mount(self.array, MIRROR_ROOT, host=self.daisy, options=self.options)
-        self._stack.enter_context(point)
-        self.daisy.path(SERVER_ROOT).mkdir(mode=0o700)
-
-    def _mount_sources(self) -> None:
-        self._stack.enter_context(self.source_array)
-        mount = self.source_mount
-        if mount is not None:
-            self._mount_source(mount, None)
-        # Outer ones first, or they would cover the inner ones.
-        for job in sorted(self.jobs.values(), key=lambda job: len(job.subvolume.parts)):
-            if mount is not None and mount in job.subvolume.parents:
-                self.workstation.path(job.subvolume.parent).mkdir(parents=True, exist_ok=True)
-                self.workstation.run(["btrfs", "subvolume", "create", job.subvolume])
-            else:
-                self._mount_source(job.subvolume, f"job-{job.name}")
-        for job in sorted(self.jobs.values(), key=lambda job: len(job.snapshots.parts)):
-            covering = [mount, *(other.subvolume for other in self.jobs.values())]
-            if not any(path is not None and job.snapshots.is_relative_to(path) for path in covering):
-                self._mount_source(job.snapshots, f"snapshots-{job.name}")
-            self.workstation.path(job.snapshots).mkdir(parents=True, exist_ok=True)
-
-    def _mount_source(self, point: Path, subvolume: str | None) -> None:
-        mounted = filesystem.mount(
-            self.source_array, point, host=self.workstation, options=self.options, subvolume=subvolume
+    def _add_disks(self) -> None:
+        array, mappings = self._stack.enter_context(
+            disks.daisys_array(
+                self.members, self.size_bytes, directory=self._directory, is_encrypted=self.is_encrypted
+            )
         )
-        self._stack.enter_context(mounted)
-
-    def _mount_local_targets(self) -> None:
-        parents = {target.path.parent for target in self.targets.values() if target.path is not None}
-        for number, parent in enumerate(sorted(parents, key=lambda path: len(path.parts)), 1):
-            array = self._stack.enter_context(
-                Array(1, self._size_bytes, label=f"LocalBtr{number}", directory=self._directory)
-            )
-            mounted = filesystem.mount(
-                array, parent, host=self.workstation, options=self.options, subvolume=None
-            )
-            self._stack.enter_context(mounted)
+        self.array = array
+        self._stack.enter_context(disks.mounted_array(self.daisy, array, mappings, options=self.options))
+        self._stack.enter_context(self.source_array)
+        on_workstation = disks.workstation_disks(
+            self.workstation,
+            self.source_array,
+            self.jobs.values(),
+            self.targets.values(),
+            source_mount=self.source_mount,
+            size_bytes=self.size_bytes,
+            directory=self._directory,
+            options=self.options,
+        )
+        self._stack.enter_context(on_workstation)
 
     def client_key(self, client: str = "workstation") -> sshd.Key:
         """Return the key of one client of daisy: the same as long as this process runs."""
@@ -368,15 +267,3 @@ def _list_tree(directory: Path, below: Path) -> Iterator[str]:
         yield f"{below / path.name} {kind} {status.st_ino} {status.st_size} {status.st_ctime_ns}"
         if stat.S_ISDIR(status.st_mode) and status.st_ino != SUBVOLUME_INODE:
             yield from _list_tree(path, below / path.name)
-
-
-def format_toml(tables: Mapping[str, Mapping[str, object]]) -> str:
-    """Return tables of texts, paths, numbers, booleans and lists of them as TOML."""
-    # A JSON string is a TOML basic string: the same escapes, and both forbid control characters.
-    as_value: Callable[[object], str] = lambda value: json.dumps(  # noqa: E731 - one thought
-        value, default=str, ensure_ascii=False
-    )
-    return "\n".join(
-        "\n".join([f"[{name}]", *(f"{key} = {as_value(value)}" for key, value in table.items()), ""])
-        for name, table in tables.items()
-    )
