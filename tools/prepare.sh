@@ -161,8 +161,8 @@ disable_new_services() {
         # Names that this release does not have are no failure.
         for service in $services; do
             if [ -d /run/systemd/system ]; then systemctl disable --now "$service" || :; fi
-            # Works, and is remembered over upgrades, where systemd is not running.
-            if command -v deb-systemd-helper; then deb-systemd-helper disable "$service" || :; fi
+            # All that disabling is where systemd does not run; upgrades take it as the owner's wish.
+            rm -f /etc/systemd/system/*.wants/"$service"
         done >.prepare/services.log 2>&1
         case $services in
         *ssh.service*)
