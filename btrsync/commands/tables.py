@@ -25,7 +25,8 @@ def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
-        table.add_column(heading, overflow="fold")
+        # Only the last column, the one in words, may go on below itself.
+        table.add_column(heading, overflow="fold", no_wrap=heading != headings[-1])
     for row in rows:
         table.add_row(*(Text(cell or "-") for cell in row))
     Console().print(table)

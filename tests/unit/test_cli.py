@@ -70,11 +70,8 @@ def every_command() -> Iterator[tuple[str, click.Command]]:
 
 def test_the_table_of_exit_statuses_agrees_with_the_classes() -> None:
     # RemoteError carries the status that its cause has at the other end.
-    ours = [
-        cls
-        for cls in [errors.BtrsyncError, *subclasses(errors.BtrsyncError)]
-        if cls is not errors.RemoteError
-    ]
+    every: list[type[errors.BtrsyncError]] = [errors.BtrsyncError, *subclasses(errors.BtrsyncError)]
+    ours = [cls for cls in every if cls is not errors.RemoteError]
     classes = {cls.__name__: str(cls.exit_status) for cls in ours if cls.__module__ == "btrsync.errors"}
     table = {name: row.status for row in EXIT_STATUSES for name in row.classes}
     assert table == classes
