@@ -82,6 +82,7 @@ class Mapping:
         """Only remember what is wanted; entering opens it."""
         self.name = name
         self.device = MAPPER / name
+        self._below = device
         self._argv = open_argv(
             device, name, key_file, cipher=cipher, key_bits=key_bits, offset_sectors=offset_sectors
         )
@@ -93,7 +94,7 @@ class Mapping:
         if self.is_open:
             raise FileExistsError(f"{self.device} is open already, and not ours")
         # With the owner in the name of the entry only: the mapping's name is the original's.
-        self._entry = ledger.acquire("mapping", name=self.name)
+        self._entry = ledger.acquire("mapping", name=self.name, device=str(self._below))
         try:
             command.run(self._argv, env=ENVIRONMENT)
         except BaseException:

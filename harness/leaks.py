@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import containment, ledger, loop, processes, wait
-from harness.identity import run_prefix
+from harness.identity import PREFIX, run_prefix
 
 SETTLE_S = 5.0
 KINDS = re.compile(r"^(socket|pipe|anon_inode|net|mnt|pid|uts|ipc|user):.*")
@@ -106,7 +106,11 @@ def difference(before: Holdings, after: Holdings, *, is_alone: bool) -> Verdict:
     foreign: list[str] = []
     for key, words in after.loops.items():
         if before.loops.get(key) != words:
-            (leaks if is_alone or run_prefix() in words else foreign).append(f"loop device {words}")
+            if is_alone or run_prefix() in words:
+                leaks.append(f"loop device {words}")
+            elif PREFIX not in words:
+                # Another session of ours looks after its own.
+                foreign.append(f"loop device {words}")
     mounts_are_ours = is_alone or containment.is_contained()
     mounts = [f"mount {words}" for key, words in after.mounts.items() if key not in before.mounts]
     (leaks if mounts_are_ours else foreign).extend(mounts)

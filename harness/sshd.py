@@ -30,6 +30,8 @@ AUTHORIZED_KEYS = Path("/root/.ssh/authorized_keys")
 KNOWN_HOSTS = Path("/root/.ssh/known_hosts")
 READY_S = 15.0
 BITS = {"rsa": ["-b", "3072"], "ed25519": []}
+SYNONYMS = {"prohibit-password": "without-password"}
+"""What `sshd -T` says for a value with two names."""
 LISTEN = "0A"
 """TCP_LISTEN in the fourth column of /proc/net/tcp."""
 
@@ -130,7 +132,7 @@ class Sshd:
         self.host = host
         self.port = port
         self.wanted = {
-            "permitrootlogin": permit_root_login,
+            "permitrootlogin": SYNONYMS.get(permit_root_login, permit_root_login),
             "port": str(port),
             "loglevel": log_level,
             "usepam": "yes",
@@ -158,6 +160,8 @@ class Sshd:
 
     def __enter__(self) -> Self:
         """Check the configuration, start sshd, wait until it listens."""
+        if is_listening(self.host, self.port):
+            raise SshdFailed(f"something listens at port {self.port} of {self.host.name} already")
         self._write_configuration()
         self.host.run([PROGRAM, "-t", "-f", CONFIG])
         effective = self.effective()
