@@ -78,7 +78,7 @@ def subvolumes_in(directory: Path) -> dict[str, Subvolume]:
     found: dict[str, Subvolume] = {}
     try:
         with directory_opened(directory) as fd:
-            parent = f"/proc/self/fd/{fd}"
+            parent = Path(f"/proc/self/fd/{fd}")
             with os.scandir(fd) as entries:
                 names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
             for name in names:
@@ -86,7 +86,7 @@ def subvolumes_in(directory: Path) -> dict[str, Subvolume]:
                 # is deleted meanwhile is not there any more, and that is all.
                 with contextlib.suppress(FileNotFoundError):
                     if os.stat(name, dir_fd=fd, follow_symlinks=False).st_ino == SUBVOLUME_INODE:
-                        with _spelled(Path(parent, name)) as text:
+                        with _spelled(parent / name) as text:
                             found[name] = _from_info(pybtrfs.subvolume_info(text))
     except OSError as error:
         raise _failure("cannot list the subvolumes in", directory, error) from error
