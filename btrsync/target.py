@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 from typing import TYPE_CHECKING, Self
 
@@ -154,7 +153,7 @@ class Incoming:
         self.begin = begin
         self._directory = directory
         self._lock_fd = lock_fd
-        self._staging = f"{INCOMING_PREFIX}{secrets.token_hex(8)}"
+        self._staging = f"{INCOMING_PREFIX}{os.urandom(8).hex()}"
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:

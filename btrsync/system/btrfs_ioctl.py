@@ -5,7 +5,6 @@ Numbers and layouts are those of <linux/btrfs.h>; all structures are packed as t
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -77,6 +76,8 @@ class Chunks:
 
 def syncfs(fd: int) -> None:
     """Write out the filesystem of `fd`; fails also for what could not be written since it was opened."""
+    import ctypes  # late: it is slow to import, and the server needs it at a commit only
+
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syncfs(fd) != 0:
         number = ctypes.get_errno()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import secrets
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -48,7 +46,7 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:
     Raises OSError; the file it was written to first is then gone again.
     """
     with directory_opened(path.parent) as directory_fd:
-        aside = f".{path.name}.{secrets.token_hex(8)}"
+        aside = f".{path.name}.{os.urandom(8).hex()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(aside, flags, 0o600, dir_fd=directory_fd)
         try:
@@ -85,6 +83,8 @@ def directory_opened(path: Path) -> Iterator[int]:
 
 
 def _renameat2(directory_fd: int, old: str, new: str, flags: int) -> None:
+    import ctypes  # late: a run that finds nothing to do renames nothing
+
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.renameat2(directory_fd, os.fsencode(old), directory_fd, os.fsencode(new), flags) != 0:
         number = ctypes.get_errno()

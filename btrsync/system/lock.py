@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import select
 import signal
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Self
+
+import msgspec
 
 from btrsync.errors import LockedError
 
@@ -215,18 +216,12 @@ def _started_ticks(pid: int) -> int | None:
 
 def _write_holder(fd: int, found: Holder) -> None:
     os.ftruncate(fd, 0)
-    os.pwrite(fd, json.dumps(asdict(found)).encode() + b"\n", 0)
+    os.pwrite(fd, msgspec.json.encode(found) + b"\n", 0)
 
 
 def _read_holder(fd: int) -> Holder | None:
     """Return what is written in a lock file; None if it is empty, half written or foreign."""
     try:
-        fields = json.loads(os.pread(fd, HOLDER_BYTES, 0))
-        return Holder(
-            pid=int(fields["pid"]),
-            started_ticks=int(fields["started_ticks"]),
-            since=str(fields["since"]),
-            run_id=str(fields["run_id"]),
-        )
-    except (ValueError, KeyError, TypeError):
+        return msgspec.json.decode(os.pread(fd, HOLDER_BYTES, 0), type=Holder)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import select
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +40,11 @@ USUAL_DIRECTORIES: Final = (
 PACKAGES: Final = {"btrfs": "btrfs-progs", "ssh": "openssh-client", "ssh-keygen": "openssh-client"}
 """Debian's package for each program that this project starts."""
 
-log = logging.getLogger(__name__)
+
+def _debug(words: str, *values: object) -> None:
+    # logging takes a tenth of the start of `serve`; who wants to read these lines has imported it.
+    if logging := sys.modules.get("logging"):
+        logging.getLogger(__name__).debug(words, *values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +126,7 @@ class Process:
         if not self._is_logged:
             self._is_logged = True
             seconds = time.monotonic() - self._started
-            log.debug("%s: status %d after %.3f s", self.argv[0], returncode, seconds)
+            _debug("%s: status %d after %.3f s", self.argv[0], returncode, seconds)
 
     def close(self) -> None:
         """End the process however it resists, then let go of its stderr; the context does this."""
@@ -199,7 +203,7 @@ def _running(
     pass_fds: Sequence[int],
 ) -> Iterator[tuple[Process, subprocess.Popen[bytes]]]:
     words = tuple(os.fspath(word) for word in argv)
-    log.debug("+ %s", shlex.join(words))
+    _debug("+ %s", shlex.join(words))
     stderr_fd = _unnamed_file()
     try:
         child = subprocess.Popen(
