@@ -11,6 +11,7 @@ from btrsync.remote import Remote
 
 if TYPE_CHECKING:
     from types import TracebackType
+    from uuid import UUID
 
     from btrsync.config import ClientConfig
     from btrsync.report import Reporter
@@ -68,6 +69,10 @@ class Connections:
         if failure is not None:
             raise failure
         return remote
+
+    def may_hold(self, uuid: UUID) -> bool:
+        """Tell whether any target holds, or may hold, a snapshot that this run sent."""
+        return any(uuid in remote.may_hold for remote in self._remotes.values())
 
     def lose(self, name: str, error: BtrsyncError) -> None:
         """Remember that the connection to a target is gone."""

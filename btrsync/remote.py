@@ -40,6 +40,7 @@ from btrsync.wire import ClosedError, NoBannerError, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from uuid import UUID
 
     from btrsync.config import TargetConfig
     from btrsync.protocol import BackupEntry
@@ -68,6 +69,8 @@ class Remote:
         self._is_look_only = is_look_only
         self._stack = contextlib.ExitStack()
         self.is_lost = False
+        self.may_hold: set[UUID] = set()
+        """The snapshots sent whole, by announced UUID, that the target has not refused: it may hold them."""
         self.backups: dict[str, tuple[Backup, ...]] = {}
 
     def __enter__(self) -> Self:
@@ -89,7 +92,7 @@ class Remote:
         return self
 
     def __exit__(self, exception: object, *_: object) -> None:
-        if exception is None:
+        if exception is None and not self.is_lost:
             # Said so that the server ends by itself; if it cannot hear it any more, it ends all the same.
             with contextlib.suppress(BtrsyncError, OSError):
                 self._wire.send(Bye())
@@ -144,14 +147,18 @@ class Remote:
             self._wire.send(begin)
             self._expect(Ready)
             size_bytes = self._stream(send_argv, on_progress)
+            self.may_hold.add(begin.uuid)
             try:
                 self._wire.send(End(size_bytes))
                 committed = self._expect(Committed)
-            except UnreachableError as error:
+            except (UnreachableError, ProtocolError) as error:
                 raise UncertainError(
                     f"{self._explain(error)}; {begin.name} may have been committed there",
                     hint="the next run finds out by itself",
                 ) from error
+            except RemoteError:
+                self.may_hold.discard(begin.uuid)
+                raise
         backup = _backup(committed.backup)
         self.backups[begin.job] = (*self.backups.get(begin.job, ()), backup)
         return backup, size_bytes

@@ -15,7 +15,6 @@ from btrsync.errors import BtrsyncError, ConflictError
 from btrsync.plan.names import new_snapshot_name
 from btrsync.plan.parent import Transfer, UpToDate, plan_transfer
 from btrsync.protocol import Begin
-from btrsync.remote import UncertainError
 from btrsync.report import ErrorReport, JobOutcome, RunReport
 from btrsync.selection import choose_pairs
 from btrsync.source import Source
@@ -107,7 +106,6 @@ class _JobRun:
         self._tell = tell
         self._source = Source(config.subvolume, config.snapshots)
         self._new: Snapshot | None = None
-        self._is_new_kept = False
 
     def serve(self, targets: list[str]) -> None:
         began = time.monotonic()
@@ -124,7 +122,6 @@ class _JobRun:
                     outcome = self._serve_target(source, target, began)
                 except BtrsyncError as error:
                     outcome = _failure(self._job, target, error, time.monotonic() - began)
-                    self._is_new_kept |= isinstance(error, UncertainError)
                 self._tell(outcome)
         finally:
             self._drop_unwanted()
@@ -177,7 +174,6 @@ class _JobRun:
             if remote.is_lost:
                 self._connections.lose(remote.name, error)
             raise
-        self._is_new_kept |= snapshot is self._new
         return size_bytes
 
     def _new_snapshot(self, backups: Iterable[Backup]) -> Snapshot:
@@ -190,8 +186,8 @@ class _JobRun:
         return self._new
 
     def _drop_unwanted(self) -> None:
-        """Delete the new snapshot if no target holds it, nor may hold it."""
-        if self._new is not None and not self._is_new_kept:
+        """Delete the new snapshot if no target holds it, nor may hold it: also when a signal stops us."""
+        if self._new is not None and not self._connections.may_hold(self._new.announced_uuid):
             try:
                 self._source.delete_snapshot(self._new)
             except BtrsyncError as error:
