@@ -83,10 +83,10 @@ install_packages() {
 }
 
 give_up_on_apt() {
-    tail -n 15 .prepare/apt.log >&2
     if grep -qE 'Temporary failure resolving|Could not resolve|Could not connect|Network is unreachable|Connection (timed out|refused)|Unable to connect' .prepare/apt.log; then
         fail "no network: Debian's archive cannot be reached, and packages are missing: $missing"
     fi
+    tail -n 15 .prepare/apt.log >&2
     fail "apt-get failed (above; all of it in .prepare/apt.log); missing: $missing"
 }
 
@@ -217,12 +217,12 @@ make_venv() {
 }
 
 give_up_on_pip() {
-    grep -E '(ERROR|error):? ' .prepare/pip.log | cut -c 1-300 | tail -n 4 >&2 || :
     if grep -qE 'NewConnectionError|NameResolutionError|name resolution|Network is unreachable|ConnectTimeout|Connection refused' .prepare/pip.log; then
         fail "no network: the Python package index cannot be reached, and .venv is not complete"
     fi
     if grep -q 'CERTIFICATE_VERIFY_FAILED' .prepare/pip.log; then
         fail "the certificate of the Python package index is not trusted here: set PIP_CERT, or add its authority to ca-certificates"
     fi
-    fail "pip failed (all that it said is in .prepare/pip.log)"
+    grep -E '(ERROR|error):? ' .prepare/pip.log | cut -c 1-300 | tail -n 4 >&2 || :
+    fail "pip failed (above; all of it in .prepare/pip.log)"
 }
