@@ -1,0 +1,77 @@
+"""The command line of the rehearsal."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from harness.rehearsal.room import TREE_BYTES
+from harness.rehearsal.steps import STEPS
+
+EXAMPLES = """\
+The steps, in this order:
+{steps}
+The first one is always done, for the others stand on it.
+
+Examples:
+  ./rehearse                          a generated tree of 85 MB
+  ./rehearse --source /home/foo/docs  a copy of real data; the directory itself is only read
+  ./rehearse --config /etc/btrsync/btrsync.toml
+                                      your own jobs and targets, on rehearsal hosts and loop devices
+  ./rehearse --steps "cut link" --keep
+                                      then look around: the hosts stay up until Ctrl-C
+  ./rehearse --json | tail -n 1       the results for a program
+
+Exit status: 0 all steps hold, 1 a step failed, 2 the command line asks for what is not there,
+3 the configuration or this machine will not do, 128+N stopped by signal N (130: Ctrl-C).
+"""
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """Return what the words ask for; argparse ends the process with 0 after --help and 2 after a mistake."""
+    shown = "\n".join(f"  {step.name:<18}{_summary(step.run.__doc__)}" for step in STEPS)
+    parser = argparse.ArgumentParser(
+        prog="btrsync-rehearse",
+        description="Play the whole mirror on this machine before a real disk is touched: two hosts with"
+        " an overlay root, a real sshd with a forced command, a btrfs array of four loop devices; sync,"
+        " break things, and compare whole trees after each step.",
+        epilog=EXAMPLES.format(steps=shown),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--source", metavar="DIR", type=Path, help="rehearse with a copy of this directory")
+    parser.add_argument(
+        "--config", metavar="FILE", type=Path, help="rehearse this configuration of a client; it is only read"
+    )
+    parser.add_argument(
+        "--size", choices=list(TREE_BYTES), default="medium",
+        help="of the generated tree: 4 MB, 85 MB, 1.2 GB (default: medium)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", metavar="N", type=int, default=1, help="of the tree and its changes (default: 1)"
+    )
+    parser.add_argument("--steps", metavar="NAME,...", type=_steps, help="only these steps")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="leave the hosts up at the end, say how to enter them, wait for Ctrl-C",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line; words go to stderr"
+    )
+    return parser.parse_args(words)
+
+
+def _summary(docstring: str | None) -> str:
+    return (docstring or "").strip().splitlines()[0].rstrip(".")
+
+
+def _steps(text: str) -> tuple[str, ...]:
+    known = [step.name for step in STEPS]
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"there is no step {name!r}; there are: {', '.join(known)}")
+    if not names:
+        raise argparse.ArgumentTypeError(f"names no step; there are: {', '.join(known)}")
+    return names
