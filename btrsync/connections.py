@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import TYPE_CHECKING, Self
 
 from btrsync import __version__
@@ -17,10 +18,15 @@ if TYPE_CHECKING:
     from btrsync.report import Reporter
 
 SOFTWARE = f"btrsync {__version__}"
+FRESH_S = 5.0
+"""How old a connection may be when it is first used: a server waits for the banner for twice as long."""
 
 
 class Connections:
-    """One connection for each target, started together; a failed one fails every job that wants it."""
+    """One connection for each target, started together; a failed one fails every job that wants it.
+
+    One that is first wanted only after a long transfer to another target is started anew then.
+    """
 
     def __init__(
         self, config: ClientConfig, targets: list[str], run_id: str, *, is_look_only: bool, report: Reporter
@@ -33,9 +39,11 @@ class Connections:
         }
         self._report = report
         self._opened: dict[str, BtrsyncError | None] = {}
+        self._started = 0.0
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
+        self._started = time.monotonic()
         with contextlib.ExitStack() as stack:
             for name, remote in self._remotes.items():
                 try:
@@ -59,6 +67,8 @@ class Connections:
         if name not in self._opened:
             self._opened[name] = None
             try:
+                if time.monotonic() - self._started > FRESH_S:
+                    remote.renew()
                 remote.greet(lambda holder: self._report.step("", name, f"waiting: {holder}"))
             except BtrsyncError as error:
                 self._opened[name] = error

@@ -68,6 +68,7 @@ class Remote:
         self._software = software
         self._is_look_only = is_look_only
         self._stack = contextlib.ExitStack()
+        self._is_open = False
         self.is_lost = False
         self.may_hold: set[UUID] = set()
         """The snapshots sent whole, by announced UUID, that the target has not refused: it may hold them."""
@@ -89,14 +90,26 @@ class Remote:
                 os.close(child_write_fd)
             self._wire = stack.enter_context(Wire(read_fd, write_fd, peer=self.name))
             self._stack = stack.pop_all()
+        self._is_open = True
         return self
 
+    def renew(self) -> None:
+        """Start a new connection in place of one that nobody has greeted: its server has given up by now."""
+        self._close()
+        self.__enter__()
+
     def __exit__(self, exception: object, *_: object) -> None:
+        if not self._is_open:
+            return
         if exception is None and not self.is_lost:
             # Said so that the server ends by itself; if it cannot hear it any more, it ends all the same.
             with contextlib.suppress(BtrsyncError, OSError):
                 self._wire.send(Bye())
                 self._process.wait(timeout_s=EXIT_WAIT_S)
+        self._close()
+
+    def _close(self) -> None:
+        self._is_open = False
         self._stack.close()
 
     def _argv(self) -> list[str]:

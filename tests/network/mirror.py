@@ -46,7 +46,7 @@ def add_bulk(both: TwoHosts, job: str = "share", *, seed: int = 2, size_bytes: i
 
 def change(both: TwoHosts, job: str = "share", *, seed: int = 1) -> list[str]:
     """Mutate the tree a little, and see that it was."""
-    applied = tree.mutate(both.source(job) / "data", seed, ["rotate-names"])
+    applied = tree.mutate(both.source(job) / "data", seed, ["name-rotation"])
     (both.source(job) / f"changed-{seed}").write_text(f"change {seed}\n")
     return list(applied)
 

@@ -1,0 +1,109 @@
+"""Several targets, several jobs: one connection for each target, and each failure by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import wait
+from harness.scenario import Job, Target
+from tests.network import mirror
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from harness.scenario import TwoHosts
+
+pytestmark = pytest.mark.requires("root", "loop", "btrfs", "host", "sshd")
+
+USB = Target("usb", path=Path("/mnt/usb/backups"))
+SHARE = Path("/home/foo/share")
+MUSIC = Path("/home/foo/music")
+JOBS = (
+    Job("share", SHARE, SHARE / "snapshots", ("daisy", "usb")),
+    Job("music", MUSIC, MUSIC / "snapshots", ("daisy", "usb")),
+)
+
+
+@pytest.fixture
+def fourfold() -> Iterator[TwoHosts]:
+    """Two jobs, and each goes to daisy and to a disk."""
+    with mirror.small(jobs=JOBS, targets=(Target(), USB)) as made:
+        yield made
+
+
+def test_two_jobs_go_to_two_targets_over_one_connection_each(fourfold: TwoHosts) -> None:
+    first = fourfold.sync()
+    assert len(first.outcomes) == 4
+    for job in fourfold.jobs:
+        names = {mirror.assert_mirrored(fourfold, first, job, target) for target in fourfold.targets}
+        # One snapshot for both targets.
+        assert fourfold.snapshots(job) == sorted(names)
+        assert len(names) == 1
+        mirror.change(fourfold, job)
+    assert mirror.connections(fourfold) == 1
+    assert fourfold.daisy.read_text("/var/log/syslog").count("client workstation connected") == 1
+    second = fourfold.sync("-v")
+    for job in fourfold.jobs:
+        for target in fourfold.targets:
+            assert second.outcome(job, target)["kind"] == "incremental"
+            mirror.assert_mirrored(fourfold, second, job, target)
+    assert mirror.connections(fourfold) == 2
+
+
+def test_a_target_that_fails_is_named_and_does_not_keep_the_others_from_being_served(
+    fourfold: TwoHosts,
+) -> None:
+    mirror.bind(fourfold, "false")
+    synced = fourfold.sync(ok=(1,))
+    for job in fourfold.jobs:
+        assert synced.outcome(job, "daisy")["result"] == "failed"
+        assert "daisy" in synced.outcome(job, "daisy")["error"]["message"]
+        mirror.assert_mirrored(fourfold, synced, job, "usb")
+        assert fourfold.backups(job, "daisy") == []
+    mirror.bind(fourfold, fourfold.forced_command())
+    again = fourfold.sync()
+    for job in fourfold.jobs:
+        # What the disk has, daisy gets too: no new snapshot.
+        assert again.outcome(job, "usb")["result"] == "nothing_changed"
+        name = mirror.assert_mirrored(fourfold, again, job, "daisy")
+        assert fourfold.snapshots(job) == [name]
+
+
+def test_a_source_that_fails_is_named_and_does_not_keep_the_other_job_from_being_done(
+    fourfold: TwoHosts,
+) -> None:
+    fourfold.workstation.run(["btrfs", "subvolume", "delete", MUSIC])
+    synced = fourfold.sync(ok=(1,))
+    for target in fourfold.targets:
+        assert f"{MUSIC} does not exist" in synced.outcome("music", target)["error"]["message"]
+        mirror.assert_mirrored(fourfold, synced, "share", target)
+
+
+def test_only_the_chosen_job_and_target_are_served(fourfold: TwoHosts) -> None:
+    synced = fourfold.sync("music", "--target", "usb")
+    assert [(outcome["job"], outcome["target"]) for outcome in synced.outcomes] == [("music", "usb")]
+    mirror.assert_mirrored(fourfold, synced, "music", "usb")
+    assert mirror.connections(fourfold) == 0
+    assert fourfold.snapshots("share") == []
+
+
+def test_a_second_target_is_reached_after_a_first_that_took_longer_than_any_banner_may() -> None:
+    both_targets = (Target(), Target("attic", host="attic", client="attic", key_file=Path("/root/.ssh/attic")))
+    job = Job(targets=("daisy", "attic"))
+    with mirror.small(jobs=(job,), targets=both_targets) as both:
+        mirror.add_bulk(both)
+        both.link.slow(mirror.SLOW_RATE_BITS)
+        with both.syncing() as process:
+            wait.until(
+                lambda: process.poll() is not None or both.backups("share", "attic"),
+                timeout_s=60,
+                what="the second target's turn",
+            )
+            both.link.normal()
+            synced = mirror.finished(process)
+        assert synced.outcome("share", "daisy")["seconds"] > 10, "not exercised: the first was too quick"
+        for target in both.targets:
+            mirror.assert_mirrored(both, synced, "share", target)
