@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _UUID = re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b")
 _LOOP = re.compile(r"/dev/loop\d+")
-_ID = re.compile(r"\bid \d+")
+_ID = re.compile(r"\b(id|subvolume) \d+\b")
 _CHUNKS = re.compile(r"\d+ out of \d+ chunks")
 _LABELS = ("Expected", "btrsync", "Source")
 
@@ -104,7 +104,7 @@ def normal(text: str, names: Iterable[tuple[str, str]]) -> str:
     for real, shown in sorted(names, key=lambda pair: len(pair[0]), reverse=True):
         text = text.replace(real, shown)
     text = _LOOP.sub("/dev/loopN", _UUID.sub("<uuid>", text))
-    return _CHUNKS.sub("N out of N chunks", _ID.sub("id N", text))
+    return _CHUNKS.sub("N out of N chunks", _ID.sub(r"\1 N", text))
 
 
 # --------------------------------------------------------------------------------------- the page

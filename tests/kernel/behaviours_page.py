@@ -22,7 +22,17 @@ from tests.kernel.trial import JSON_VARIABLE, PAGE, versions
 
 HERE = Path(__file__).parent
 # In the order of the page: from one snapshot to going back to it.
-MODULES = ("snapshots", "generations", "sending", "receiving", "parents", "cut_streams", "rollback", "space")
+MODULES = (
+    "snapshots",
+    "moving",
+    "generations",
+    "sending",
+    "receiving",
+    "parents",
+    "cut_streams",
+    "rollback",
+    "space",
+)
 TIMEOUT_S = 600
 HEAD = """\
 # What btrfs does

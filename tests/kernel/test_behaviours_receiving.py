@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.kernel.send_stream import WRITE, commands_of
 from tests.kernel.trial import CrashableDisk, Trial, behaviour, is_subvolume, show
 
 pytest_plugins = ["tests.kernel.behaviour_fixtures"]
@@ -84,7 +85,9 @@ def test_a_name_with_minutes_when_there_are_two_runs_in_a_minute(trial: Trial) -
     # A writable pair, as two transfers cut short leave it.
     other = trial.target / "cut-short"
     trial.mkdir(other)
-    (trial.work / "cut.stream").write_bytes(stream.read_bytes()[:100_000])
+    whole = stream.read_bytes()
+    write = next(each for each in commands_of(whole) if each.type == WRITE)
+    (trial.work / "cut.stream").write_bytes(whole[: write.offset_bytes])
     dated = other / "snapshot1409010102"
     trial.receive(trial.work / "cut.stream", other, status=1)
     trial.run("mv", other / "snapshot-new", dated)
