@@ -139,7 +139,14 @@ class Wire:
                     " Does a shell start-up file there wait for something?",
                 )
             with contextlib.suppress(BlockingIOError):
-                return os.read(self._read_fd, size_bytes)
+                return self._read(size_bytes)
+
+    def _read(self, size_bytes: int) -> bytes:
+        try:
+            return os.read(self._read_fd, size_bytes)
+        except ConnectionResetError:
+            # sshd gives a socket: it says so where a pipe just ends, if something of ours was not read.
+            return b""
 
     def _noise(self) -> bytes:
         noise = b""
@@ -147,7 +154,7 @@ class Wire:
         while len(noise) < NOISE_BYTES and self._poll(
             self._read_fd, select.POLLIN, deadline - time.monotonic()
         ):
-            chunk = os.read(self._read_fd, NOISE_BYTES - len(noise))
+            chunk = self._read(NOISE_BYTES - len(noise))
             if not chunk:
                 break
             noise += chunk
@@ -226,7 +233,7 @@ class Wire:
         deadline = time.monotonic() + self._silence_s
         while size_bytes:
             try:
-                part = os.read(self._read_fd, size_bytes)
+                part = self._read(size_bytes)
             except BlockingIOError:
                 if not self._poll(self._read_fd, select.POLLIN, deadline - time.monotonic()):
                     raise self._silent() from None
@@ -260,7 +267,7 @@ class Wire:
                 rest = rest[os.write(self._write_fd, rest) :]
             except BlockingIOError:
                 self._wait_writable(deadline)
-            except BrokenPipeError:
+            except ConnectionError:
                 raise ClosedError(f"{self.peer} closed the connection") from None
 
     def _wait_writable(self, deadline: float) -> None:
@@ -338,6 +345,8 @@ class Wire:
             if destination_fd == self._write_fd:
                 raise ClosedError(f"{self.peer} closed the connection") from None
             raise
+        except ConnectionResetError:
+            raise ClosedError(f"{self.peer} closed the connection") from None
         if not moved:
             raise ClosedError(f"{self.peer} closed the connection in the middle of a send stream")
         return moved
