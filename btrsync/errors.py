@@ -8,8 +8,9 @@ as something that renders itself.
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,8 +20,7 @@ SIGPIPE_STATUSES = (-13, 141)
 """A stage that died of SIGPIPE: by the signal itself, or reported so by a shell."""
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(msgspec.Struct, frozen=True):
     """How a process ended: `returncode` is negative for a signal, as in `subprocess`."""
 
     argv: tuple[str, ...]

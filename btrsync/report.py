@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+from uuid import UUID
 
 import msgspec
 
@@ -16,7 +16,6 @@ from btrsync.errors import BtrsyncError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Self, TextIO
-    from uuid import UUID
 
     from rich.progress import TaskID
 
@@ -28,8 +27,7 @@ BUG_STATUS = 70
 PROGRESS_INTERVAL_S = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorReport:
+class ErrorReport(msgspec.Struct, frozen=True):
     """A failure as it stands in a report: what, what to do next, and the exit status it means."""
 
     message: str
@@ -44,8 +42,7 @@ class ErrorReport:
         return cls(f"bug in btrsync: {type(error).__name__}: {error}", None, BUG_STATUS)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobOutcome:
+class JobOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """What came of one job at one target.
 
     snapshot: the name of what was sent, would be sent, or is the latest on both sides where nothing
@@ -69,8 +66,7 @@ class JobOutcome:
         return self.result == "failed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunReport:
+class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     """What came of one run of `btrsync sync`: an outcome for each job at each of its targets."""
 
     run_id: str
@@ -90,8 +86,7 @@ class RunReport:
         return max((status for status in statuses if 3 <= status <= 10), default=max(statuses))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotRow:
+class SnapshotRow(msgspec.Struct, frozen=True, kw_only=True):
     """One snapshot or backup of a job, as `list` shows it; one that both sides hold is one row.
 
     created: when the snapshot was made, UTC; is_latest_common: pinned, the next send starts from it.
@@ -106,8 +101,7 @@ class SnapshotRow:
     remark: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobSurvey:
+class JobSurvey(msgspec.Struct, frozen=True, kw_only=True):
     """What a job's source and one target hold now, oldest first; `error` where it could not be seen."""
 
     job: str

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import struct
-from dataclasses import dataclass
 from uuid import UUID
+
+import msgspec
 
 from btrsync.errors import StreamError
 
@@ -31,8 +32,7 @@ ATTRIBUTE_CLONE_UUID = 20
 ATTRIBUTE_CLONE_CTRANSID = 21
 
 
-@dataclass(frozen=True, slots=True)
-class FirstCommand:
+class FirstCommand(msgspec.Struct, frozen=True):
     """What a stream says of the subvolume that it makes. `parent_uuid` is that of a SNAPSHOT."""
 
     stream_version: int

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from btrsync.connections import Connections
 from btrsync.errors import BtrsyncError, ConflictError
@@ -21,9 +25,7 @@ from btrsync.source import Source
 from btrsync.system.lock import Lock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from datetime import datetime
-    from pathlib import Path
+    from collections.abc import Iterable
 
     from btrsync.config import ClientConfig, JobConfig
     from btrsync.plan.snapshots import Backup, Snapshot, SourceInventory
@@ -31,8 +33,7 @@ if TYPE_CHECKING:
     from btrsync.report import Reporter
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SyncOptions:
+class SyncOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What one run is asked to do. jobs, targets: empty means all."""
 
     run_id: str

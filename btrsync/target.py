@@ -8,6 +8,7 @@ directory as its final name, for a read-only subvolume cannot be moved to anothe
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from typing import TYPE_CHECKING, Self
@@ -27,6 +28,7 @@ from btrsync.stream import format_head
 from btrsync.system import btrfs, files, pipes, process
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
     from uuid import UUID
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 INCOMING_PREFIX = ".incoming-"
 LOCK_NAME = ".lock"
+MORE_SPACE = "free space there, or add a disk to its array"
 
 
 class Target:
@@ -117,6 +120,18 @@ class Target:
         return btrfs.subvolumes_in(self.directory / job)
 
 
+@contextlib.contextmanager
+def storage_errors(directory: Path) -> Iterator[None]:
+    """Let an OSError inside become a StorageError, or a NoSpaceError, that names the path or `directory`."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or directory
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpaceError(f"{where}: no space left on the server", hint=MORE_SPACE) from error
+        raise StorageError(f"{where}: {os.strerror(error.errno or 0)}, on the server") from error
+
+
 def open_target(directory: Path, *, root: Path, is_look_only: bool) -> Target:
     """Return the target at `directory` below `root`, made if need be, unless we only look.
 
@@ -142,6 +157,11 @@ def open_target(directory: Path, *, root: Path, is_look_only: bool) -> Target:
                 hint=f"chown root:root {path}; chmod go-w {path}",
             )
     if not is_look_only:
+        if os.statvfs(root).f_flag & os.ST_RDONLY:
+            raise StorageError(
+                f"{root} is mounted read-only, so nothing can be received there",
+                hint="see dmesg for why; if it was mounted so on purpose: mount -o remount,rw",
+            )
         _make_private_directory(directory)
     return Target(directory)
 
@@ -204,7 +224,7 @@ class Incoming:
         if "No space left on device" in exit.stderr or "Disk quota exceeded" in exit.stderr:
             return NoSpaceError(
                 f"no space left at the server in {self._directory}",
-                hint="free space there, or add a disk to its array",
+                hint=MORE_SPACE,
             )
         if exit.has_failed:
             return CommandError(exit, hint="nothing of this transfer was kept on the server")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 
-
-@dataclass(slots=True)
 class Invocation:
     """Filled in while the command line is read; verbosity: how many -v there were."""
 
-    shows_traceback: bool = False
-    verbosity: int = 0
+    def __init__(self, *, shows_traceback: bool = False) -> None:
+        self.shows_traceback = shows_traceback
+        self.verbosity = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -37,8 +36,7 @@ Examples:
 State = Literal["in_sync", "behind", "never_synced", "nothing_in_common", "unreachable"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobStatus:
+class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How one target of a job stands; the names are None where there is none."""
 
     job: str

@@ -8,26 +8,27 @@ filesystem. Source: subvol_uuid_search(), btrfs-progs common/send-utils.c; measu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+from uuid import UUID
+
+import msgspec
+
+from btrsync.plan.snapshots import Backup, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
-    from uuid import UUID
 
-    from btrsync.plan.snapshots import Backup, Snapshot, SourceInventory
+    from btrsync.plan.snapshots import SourceInventory
 
 
-@dataclass(frozen=True, slots=True)
-class Common:
+class Common(msgspec.Struct, frozen=True):
     """A snapshot and the backup that holds it."""
 
     snapshot: Snapshot
     backup: Backup
 
 
-@dataclass(frozen=True, slots=True)
-class Transfer:
+class Transfer(msgspec.Struct, frozen=True):
     """A snapshot to be sent; full without a send parent. `snapshot` is None: one is made first."""
 
     snapshot: Snapshot | None
@@ -39,15 +40,13 @@ class Transfer:
         return "incremental" if self.send_parent else "full"
 
 
-@dataclass(frozen=True, slots=True)
-class UpToDate:
+class UpToDate(msgspec.Struct, frozen=True):
     """The target holds the latest snapshot, and the source has not changed since."""
 
     latest_common: Common
 
 
-@dataclass(frozen=True, slots=True)
-class NoCommonSnapshot:
+class NoCommonSnapshot(msgspec.Struct, frozen=True):
     """Both sides hold something, and nothing in common."""
 
     job: str
@@ -66,8 +65,7 @@ class NoCommonSnapshot:
         return "send everything again with `btrsync sync --full`, or bring a common snapshot back"
 
 
-@dataclass(frozen=True, slots=True)
-class AmbiguousParent:
+class AmbiguousParent(msgspec.Struct, frozen=True):
     """Several subvolumes of the target filesystem carry the received_uuid of every common snapshot."""
 
     job: str
@@ -91,8 +89,7 @@ class AmbiguousParent:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class WritableParent:
+class WritableParent(msgspec.Struct, frozen=True):
     """The only common backups were flipped writable: what they hold is no longer what was sent."""
 
     job: str

@@ -7,17 +7,17 @@ alone, never by a name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
+from uuid import UUID
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from datetime import datetime
-    from uuid import UUID
 
 
-@dataclass(frozen=True, slots=True)
-class Subvolume:
+class Subvolume(msgspec.Struct, frozen=True):
     """One root item of a btrfs filesystem; field names are the kernel's (struct btrfs_root_item)."""
 
     id: int
@@ -40,8 +40,7 @@ class Subvolume:
         return self.received_uuid or self.uuid
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True):
     """A read-only subvolume of the source under its name in the snapshot directory."""
 
     name: str
@@ -52,8 +51,7 @@ class Snapshot:
         return self.subvolume.announced_uuid
 
 
-@dataclass(frozen=True, slots=True)
-class Backup:
+class Backup(msgspec.Struct, frozen=True):
     """A committed subvolume on a target; `copies` counts who carries its received_uuid there."""
 
     name: str
@@ -65,8 +63,7 @@ class Backup:
     copies: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class SourceInventory:
+class SourceInventory(msgspec.Struct, frozen=True):
     """A job's subvolume and all its snapshots, oldest first by the transaction that made them."""
 
     subvolume: Subvolume

@@ -13,12 +13,12 @@ import os
 import stat
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
+import msgspec
 import pybtrfs
 from pybtrfs import btrfsutils
 
@@ -41,8 +41,7 @@ SEND_PROTOCOL_FILE: Final = Path("/sys/fs/btrfs/features/send_stream_version")
 _NO_UUID: Final = bytes(16)
 
 
-@dataclass(frozen=True, slots=True)
-class Space:
+class Space(msgspec.Struct, frozen=True):
     """Room on a filesystem, in bytes.
 
     `available_bytes` is the kernel's estimate for data (statfs); the chunk figures count what is

@@ -9,8 +9,9 @@ import errno
 import fcntl
 import os
 import struct
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 IOC_SYNC: Final = 0x9408
 IOC_SPACE_INFO: Final = 0xC0109414
@@ -31,8 +32,7 @@ SPACE_INFO_GLOBAL_RSV: Final = 1 << 49
 """Not chunks, but a reserve inside those of metadata, listed beside them."""
 
 
-@dataclass(frozen=True, slots=True)
-class FilesystemInfo:
+class FilesystemInfo(msgspec.Struct, frozen=True):
     """struct btrfs_ioctl_fs_info_args, as far as it is used here."""
 
     highest_devid: int
@@ -40,8 +40,7 @@ class FilesystemInfo:
     fsid: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(msgspec.Struct, frozen=True):
     """struct btrfs_ioctl_dev_info_args; `used_bytes` is what chunks take on it."""
 
     devid: int
@@ -53,8 +52,7 @@ class Device:
         return self.total_bytes - self.used_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Chunks:
+class Chunks(msgspec.Struct, frozen=True):
     """struct btrfs_ioctl_space_info: all chunks of one kind and profile together."""
 
     flags: int

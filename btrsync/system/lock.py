@@ -13,7 +13,6 @@ import os
 import select
 import signal
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Self
 
@@ -32,8 +31,7 @@ EVICTION_GRACE_S: Final = 5.0
 HOLDER_BYTES: Final = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(msgspec.Struct, frozen=True):
     """Who holds a lock: the process by pid and start, since when, and for which run."""
 
     pid: int

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from btrsync.errors import StorageError
 
@@ -15,8 +16,7 @@ MOUNTINFO: Final = Path("/proc/self/mountinfo")
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(msgspec.Struct, frozen=True):
     """One line of mountinfo: `options` belong to this mount, `super_options` to its filesystem.
 
     `root` is what of the filesystem is mounted; on btrfs the path of the subvolume.

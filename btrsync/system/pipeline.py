@@ -14,17 +14,20 @@ import os
 import select
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Self
+
+import msgspec
 
 from btrsync.errors import CommandTimeoutError, Exit, PipelineError
 from btrsync.system import process
+from btrsync.system.process import Word
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
-    from btrsync.system.process import Process, Word
+    from btrsync.system.process import Process
 
 DEVNULL: Final = process.DEVNULL
 PIPE: Final = subprocess.PIPE
@@ -38,8 +41,7 @@ _SIGPIPE: Final = -13
 _OURSELVES: Final = Exit(("btrsync",), 0, name="btrsync itself")
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
+class Stage(msgspec.Struct, frozen=True):
     """One program of a pipeline; `name` is what errors call it."""
 
     name: str
@@ -98,7 +100,7 @@ class Pipeline:
         for stage, started in zip(self.stages, self.processes, strict=True):
             left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
             with contextlib.suppress(CommandTimeoutError):
-                ended.append(replace(started.wait(left_s), name=stage.name))
+                ended.append(msgspec.structs.replace(started.wait(left_s), name=stage.name))
         return ended
 
     @contextmanager
@@ -205,7 +207,7 @@ def _verdict_on_broken_feed(pipeline: Pipeline) -> PipelineError:
         # It closed its stdin and lives on: nothing has failed, but it stopped reading.
         first = pipeline.stages[0]
         exits.insert(0, Exit(pipeline.processes[0].argv, 0, pipeline.processes[0].stderr_tail(), first.name))
-    return PipelineError([replace(_OURSELVES, returncode=_SIGPIPE), *exits])
+    return PipelineError([msgspec.structs.replace(_OURSELVES, returncode=_SIGPIPE), *exits])
 
 
 def _verdict_on_upstream(pipeline: Pipeline) -> PipelineError | None:

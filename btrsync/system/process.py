@@ -20,8 +20,9 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from btrsync.errors import CommandError, CommandNotFoundError, CommandTimeoutError, Exit
 
@@ -47,8 +48,7 @@ def _debug(words: str, *values: object) -> None:
         logging.getLogger(__name__).debug(words, *values)
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(msgspec.Struct, frozen=True):
     """A process that ended with an expected status; `stdout` whole, `stderr` its last 32 KiB."""
 
     argv: tuple[str, ...]

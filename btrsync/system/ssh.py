@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from btrsync.errors import BtrsyncError, CommandError, RefusedError, UnreachableError
 
@@ -116,8 +117,7 @@ def classify(exit: Exit) -> BtrsyncError:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Meaning:
+class Meaning(msgspec.Struct, frozen=True):
     """What a pattern on ssh's stderr means; `hint` is formatted with the destination as `at`."""
 
     pattern: str
@@ -225,8 +225,7 @@ MEANINGS: Final = (
 """In the order of asking: a specific word first, since ssh often says a general one after it."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Destination:
+class _Destination(msgspec.Struct, frozen=True):
     """What an argv of ours says of where it leads, for hints."""
 
     host: str
