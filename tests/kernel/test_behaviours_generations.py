@@ -189,7 +189,7 @@ def test_what_fsync_saved_from_a_crash_moves_the_generation_only(trial: Trial) -
 
     Expected: after a crash the kernel replays the log of what was fsynced since the last commit. The replay
     writes the file, and so moves the generation, but leaves the ctransid alone. (The crash here is a copy
-    of the disk taken right after fsync returned, mounted instead of the original.)
+    of the disk taken right after fsync returned, mounted instead of the original)
 
     btrsync: compares the generation and not the ctransid, for this reason.
 

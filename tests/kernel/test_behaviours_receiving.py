@@ -133,7 +133,7 @@ def test_a_backup_is_not_on_disk_when_receive_ends(trial: Trial) -> None:
 
     Expected: receive never syncs. The two marks of completeness are committed at once, the content of the
     files follows when the kernel writes it out. (The crash here is a copy of the disk taken right after
-    receive has ended, mounted instead of the original.)
+    receive has ended, mounted instead of the original)
 
     btrsync: syncs the filesystem before it gives a backup its name and acknowledges it.
 
