@@ -37,6 +37,19 @@ def keeper_pid() -> int:
     return int(os.environ.get(CONTAINED_VARIABLE) or os.getpid())
 
 
+def dying_with_us(argv: Sequence[Word]) -> list[str]:
+    """Return the command that runs `argv` and is killed when this thread ends, however it ends.
+
+    PR_SET_PDEATHSIG is set by the child, so we may have died before: then its parent is another
+    one, which the fixed script sees. Neither word of `argv` nor any other is part of the script.
+    """
+    return [
+        "setpriv", "--pdeathsig", "KILL",
+        "sh", "-c", 'test "$PPID" = "$0" && exec "$@"', str(os.getpid()),
+        *(os.fspath(word) for word in argv),
+    ]  # fmt: skip
+
+
 def contained_argv(argv: Sequence[Word]) -> list[str]:
     """Return the command that runs `argv` contained, and dies with its parent.
 
@@ -44,12 +57,11 @@ def contained_argv(argv: Sequence[Word]) -> list[str]:
     have not on a first process of any other kind.
     """
     tini = shutil.which("tini-static") or shutil.which("tini") or "tini"
-    return [
-        "setpriv", "--pdeathsig", "KILL",
+    return dying_with_us([
         "unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--",
         tini, "--",
-        *(os.fspath(word) for word in argv),
-    ]  # fmt: skip
+        *argv,
+    ])  # fmt: skip
 
 
 @functools.cache

@@ -293,12 +293,14 @@ class ReadErrors:
     def __init__(self, array: Array, member: int | None = None) -> None:
         """Only remember what is wanted."""
         self.loops = array.loops if member is None else (array.loops[member],)
+        self._mountpoints = tuple(array.mountpoints)
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         """Save the content, cut the files, drop the caches."""
         with contextlib.ExitStack() as stack:
-            os.sync()
+            for point in self._mountpoints:
+                command.run(["sync", "-f", point])
             for loop in self.loops:
                 stack.enter_context(_cut_off(loop.backing_file, loop.size_bytes))
             DROP_CACHES.write_text("3\n")

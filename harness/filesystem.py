@@ -59,6 +59,7 @@ class Array:
         self.loops: tuple[LoopDevice, ...] = ()
         self.devices: tuple[Path, ...] = tuple(devices or ())
         self.has_subvolume: set[str] = set()
+        self.mountpoints: list[Path] = []
         self._mkfs_options = tuple(mkfs_options)
         self._wanted = () if devices else tuple(
             LoopDevice(size_bytes, directory, f"{label}-{number}") for number in range(1, members + 1)
@@ -181,6 +182,8 @@ def mount(
         words = [options] if options else []
         words += [f"subvol={subvolume}"] if subvolume is not None else []
         with _mounted(where, device, point, array.mount_options(",".join(words))) as path:
+            array.mountpoints.append(path)
+            stack.callback(array.mountpoints.remove, path)
             yield path
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Self
 
-from harness import command, ledger, wait
+from harness import command, containment, ledger, wait
 from harness.identity import ProcessIdentity, run_prefix
 
 if TYPE_CHECKING:
@@ -177,12 +177,11 @@ class Host:
         description = Description(self.name, str(self.lower), self.binds, _separate_filesystems(self.lower))
         ready, ready_inside = os.pipe2(os.O_CLOEXEC)
         try:
-            argv: list[Word] = [
-                "setpriv", "--pdeathsig", "KILL",
+            argv = containment.dying_with_us([
                 "unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child=KILL", "--",
                 tini, "--",
                 sys.executable, "-I", "-S", INIT, description.as_json(), str(ready_inside), run_prefix(),
-            ]  # fmt: skip
+            ])  # fmt: skip
             try:
                 self._unshare = command.Process(argv, pass_fds=[ready_inside], cwd="/")
             finally:

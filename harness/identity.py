@@ -30,17 +30,23 @@ class ProcessIdentity:
 
         Source: proc(5), /proc/pid/stat, field 22.
         """
-        try:
-            text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-        except (FileNotFoundError, ProcessLookupError):
-            raise ProcessLookupError(f"no process {pid}") from None
-        # The name in field 2 may hold spaces and brackets; what follows the last one is numbers.
-        return cls(pid, int(text.rpartition(")")[2].split()[19]))
+        return cls(pid, int(_fields(pid)[19]))
 
     @property
     def is_alive(self) -> bool:
-        """Whether this very process is still there, as a zombie at least."""
+        """Whether this very process still runs; a zombie does not."""
         try:
-            return ProcessIdentity.of(self.pid) == self
+            fields = _fields(self.pid)
         except ProcessLookupError:
             return False
+        return int(fields[19]) == self.start_ticks and fields[0] not in "ZX"
+
+
+def _fields(pid: int) -> list[str]:
+    """Return /proc/PID/stat from field 3, the state, on."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessLookupError(f"no process {pid}") from None
+    # The name in field 2 may hold spaces and brackets; what follows the last one is not of it.
+    return text.rpartition(")")[2].split()

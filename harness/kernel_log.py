@@ -22,6 +22,7 @@ ALARMS = (
     "possible recursive locking",
     "possible circular locking",
     "oom-kill",
+    "invoked oom-killer",
     "UBSAN:",
 )
 """Said by no healthy kernel. Source: _check_dmesg of xfstests, common/rc."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from harness import containment, ledger, loop, processes, wait
 from harness.identity import PREFIX, run_prefix
 
-SETTLE_S = 5.0
+SETTLE_S = 2.0
 KINDS = re.compile(r"^(socket|pipe|anon_inode|net|mnt|pid|uts|ipc|user):.*")
 
 
@@ -114,9 +114,12 @@ def difference(before: Holdings, after: Holdings, *, is_alone: bool) -> Verdict:
     mounts_are_ours = is_alone or containment.is_contained()
     mounts = [f"mount {words}" for key, words in after.mounts.items() if key not in before.mounts]
     (leaks if mounts_are_ours else foreign).extend(mounts)
-    for kind in ("namespaces", "processes", "acquisitions"):
-        old, new = getattr(before, kind), getattr(after, kind)
-        leaks += [f"{kind[:-1].removesuffix('e')} {words}" for key, words in new.items() if key not in old]
+    for kind, old, new in (
+        ("namespace", before.namespaces, after.namespaces),
+        ("process", before.processes, after.processes),
+        ("on the ledger still:", before.acquisitions, after.acquisitions),
+    ):
+        leaks += [f"{kind} {words}" for key, words in new.items() if key not in old]
     grown = after.descriptors - before.descriptors
     leaks += [f"open descriptor {name} ({count} more than before)" for name, count in grown.items()]
     return Verdict(tuple(leaks), tuple(foreign))

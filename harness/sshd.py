@@ -173,9 +173,7 @@ class Sshd:
         if different:
             raise SshdFailed(f"sshd -T on {self.host.name} says {different}, not {wanted}")
         with ExitStack() as stack:
-            process = stack.enter_context(
-                self.host.spawn([PROGRAM, "-D", "-f", CONFIG, "-E", LOG_FILE])
-            )
+            process = stack.enter_context(self.host.spawn([PROGRAM, "-D", "-f", CONFIG, "-E", LOG_FILE]))
 
             def is_ready() -> bool:
                 if process.poll() is not None:

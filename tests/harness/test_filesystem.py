@@ -101,9 +101,7 @@ def test_killing_a_host_is_no_power_cut(workstation: Host, daisy: Host, array: A
         assert (path / "file").read_text() == "not synced"
 
 
-def test_a_mount_in_use_names_who_uses_it(
-    daisy: Host, array: Array, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mount_in_use_names_who_uses_it(daisy: Host, array: Array, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.filesystem.UMOUNT_S", 0.2)
     manager = mount(array, "/MirrorRoot", host=daisy)
     manager.__enter__()

@@ -100,7 +100,10 @@ def bytes_per_s(workstation: Host, size_bytes: int) -> float:
 
 def test_two_hosts_know_each_other_by_name(workstation: Host, daisy: Host, link: Link) -> None:
     assert link.addresses == ("10.77.0.1", "10.77.0.2")
-    for here, name, address in ((workstation, "daisy", "10.77.0.2"), (daisy, "workstation.local", "10.77.0.1")):
+    for here, name, address in (
+        (workstation, "daisy", "10.77.0.2"),
+        (daisy, "workstation.local", "10.77.0.1"),
+    ):
         assert here.run(["getent", "ahostsv4", name]).stdout.split()[0] == address
 
 
@@ -208,7 +211,7 @@ def test_a_vanished_host_is_silence_to_its_peer(workstation: Host, daisy: Host, 
 
 def test_a_namespace_that_is_not_there_is_not_made(workstation: Host, daisy: Host) -> None:
     daisy.kill()
-    with pytest.raises(OSError, match="No such file|No such process"):
+    with pytest.raises(OSError, match=r"No such file|No such process"):
         Link(workstation, daisy).__enter__()
     assert not os.path.exists(f"/run/netns/{daisy.name}")
 

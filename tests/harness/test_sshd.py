@@ -34,9 +34,7 @@ def test_a_key_runs_its_forced_command_and_nothing_else(
     assert "Starting session: forced-command (key-option)" in daisy_sshd.log_text()
 
 
-def test_a_key_without_a_forced_command_is_refused(
-    workstation: Host, daisy: Host, daisy_sshd: Sshd
-) -> None:
+def test_a_key_without_a_forced_command_is_refused(workstation: Host, daisy: Host, daisy_sshd: Sshd) -> None:
     key = sshd.Key()
     key.install(workstation)
     sshd.authorize(daisy, key)
@@ -81,7 +79,9 @@ def test_pam_opens_the_session_and_says_so(workstation: Host, daisy: Host, daisy
 
 def test_modes_are_what_sshd_insists_on(daisy: Host, daisy_sshd: Sshd) -> None:
     sshd.authorize(daisy, sshd.Key(), command="true")
-    said = daisy.run(["stat", "-c", "%a %U", "/root/.ssh", "/root/.ssh/authorized_keys", "/etc/ssh/ssh_host_rsa_key"])
+    said = daisy.run(
+        ["stat", "-c", "%a %U", "/root/.ssh", "/root/.ssh/authorized_keys", "/etc/ssh/ssh_host_rsa_key"]
+    )
     assert said.stdout == "700 root\n600 root\n600 root\n"
     assert daisy_sshd.effective()["strictmodes"] == "yes"
 

@@ -1,0 +1,45 @@
+"""What the kernel says, and what of it counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness import kernel_log
+
+OURS = [Path("/dev/loop3"), Path("/dev/loop4")]
+
+
+@pytest.mark.parametrize(
+    ("line", "counts"),
+    [
+        ("WARNING: CPU: 1 PID: 5 at fs/btrfs/inode.c:1 x+0x1/0x2", True),
+        ("BUG: kernel NULL pointer dereference, address: 0", True),
+        ("UBSAN: array-index-out-of-bounds in fs/btrfs/send.c", True),
+        ("btrfs invoked oom-killer: gfp_mask=0x0", True),
+        ("oom-kill:constraint=CONSTRAINT_NONE", True),
+        ("BTRFS error (device loop3): bad tree block", True),
+        ("BTRFS error (device loop4 state EA): commit failed", True),
+        ("BTRFS critical (device loop3): corrupt leaf", True),
+        ("BTRFS error (device loop33): a neighbour's", False),
+        ("BTRFS error (device sda2): the machine's own", False),
+        ("BTRFS warning (device loop3): a warning", False),
+        ("BTRFS info (device loop3): last unmount of filesystem", False),
+        ("I/O error, dev loop9, sector 1", False),
+    ],
+)
+def test_a_line_counts_if_no_healthy_kernel_says_it_about_ours(line: str, counts: bool) -> None:
+    said = kernel_log.alarms([line], OURS)
+    assert said == ([line] if counts else [])
+
+
+@pytest.mark.requires("kernel_log", "root")
+def test_a_marker_gives_what_was_said_since_and_only_once() -> None:
+    Path("/dev/kmsg").write_text("btrsync-harness: before the marker\n")
+    with kernel_log.Marker() as marker:
+        Path("/dev/kmsg").write_text("btrsync-harness: after the marker\n")
+        said = marker.lines()
+        assert "btrsync-harness: after the marker" in said
+        assert "btrsync-harness: before the marker" not in said
+        assert "btrsync-harness: after the marker" not in marker.lines()
