@@ -112,7 +112,6 @@ class Hello(Message, frozen=True):
     run_id: str
     software: str
     kernel: str
-    btrfs_progs: str
     send_protocol: int
     is_look_only: bool = False
 
@@ -154,8 +153,12 @@ class Begin(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """Server: send the stream, from its byte `offset_bytes` on."""
+    """Server: send the stream, from its byte `offset_bytes` on; its receive is `btrfs_progs`.
 
+    Only here, for to ask costs a process, and most runs find nothing to do.
+    """
+
+    btrfs_progs: str
     offset_bytes: int = 0
 
 

@@ -35,7 +35,7 @@ from btrsync.protocol import (
     Ready,
     Waiting,
 )
-from btrsync.system import btrfs, pipes, process, ssh
+from btrsync.system import pipes, process, ssh
 from btrsync.wire import ClosedError, NoBannerError, Wire
 
 if TYPE_CHECKING:
@@ -102,10 +102,12 @@ class Remote:
         if not self._is_open:
             return
         if exception is None and not self.is_lost:
-            # Said so that the server ends by itself; if it cannot hear it any more, it ends all the same.
             with contextlib.suppress(BtrsyncError, OSError):
                 self._wire.send(Bye())
-                self._process.wait(timeout_s=EXIT_WAIT_S)
+                # ssh takes its time to hang up: it is ended, and to the server the end of the line
+                # between two transfers means the same as Bye. A server of our own ends by itself.
+                if self._config.path is not None:
+                    self._process.wait(timeout_s=EXIT_WAIT_S)
         self._close()
 
     def _close(self) -> None:
@@ -223,13 +225,11 @@ class Remote:
                 self._wire.receive()
 
     def _hello(self) -> Hello:
+        # Late, while ssh connects.
+        from btrsync.system import btrfs
+
         return Hello(
-            self._run_id,
-            self._software,
-            os.uname().release,
-            btrfs.progs_version(),
-            btrfs.send_protocol(),
-            self._is_look_only,
+            self._run_id, self._software, os.uname().release, btrfs.send_protocol(), self._is_look_only
         )
 
     def _expect(self, wanted: type[Expected]) -> Expected:

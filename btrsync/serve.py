@@ -28,8 +28,8 @@ from btrsync.protocol import (
 from btrsync.stream import FirstCommand, parse_first_command
 from btrsync.system import btrfs
 from btrsync.system.lock import Lock, evict, holder
-from btrsync.target import LOCK_NAME, Target, open_target
-from btrsync.wire import Data, Wire
+from btrsync.target import LOCK_NAME, Target, open_target, storage_errors
+from btrsync.wire import ClosedError, Data, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,25 +85,21 @@ class _Connection:
         config = load_config()
         directory = config.client_directory(self._client)
         self._wire.send(
-            Hello(
-                hello.run_id,
-                software,
-                os.uname().release,
-                btrfs.progs_version(),
-                btrfs.send_protocol(),
-                hello.is_look_only,
-            )
+            Hello(hello.run_id, software, os.uname().release, btrfs.send_protocol(), hello.is_look_only)
         )
         target = open_target(directory, root=config.root, is_look_only=hello.is_look_only)
         with contextlib.ExitStack() as stack:
             swept: list[str] = []
             lock_fd = -1
-            if not hello.is_look_only:
-                lock_fd = stack.enter_context(self._lock(target, hello.run_id, config.lock_wait_s)).fileno()
-                swept = target.sweep()
-                for name in swept:
-                    self._log(f"deleted {name}, left by an interrupted transfer")
-            self._wire.send(Inventory(target.inventory(), swept))
+            with storage_errors(directory):
+                if not hello.is_look_only:
+                    lock = self._lock(target, hello.run_id, config.lock_wait_s)
+                    lock_fd = stack.enter_context(lock).fileno()
+                    swept = target.sweep()
+                jobs = target.inventory()
+            for name in swept:
+                self._log(f"deleted {name}, left by an interrupted transfer")
+            self._wire.send(Inventory(jobs, swept))
             self._converse(target, lock_fd)
 
     def _expect_hello(self) -> Hello:
@@ -134,7 +130,11 @@ class _Connection:
 
     def _converse(self, target: Target, lock_fd: int) -> None:
         while True:
-            message = self._wire.receive()
+            try:
+                message = self._wire.receive()
+            except ClosedError:
+                # Between two transfers the end of the line means no more than Bye: nothing is under way.
+                return
             if isinstance(message, Bye):
                 return
             if not isinstance(message, Begin) or lock_fd < 0:
@@ -153,7 +153,7 @@ class _Connection:
 
     def _receive(self, target: Target, begin: Begin, lock_fd: int) -> BackupEntry:
         with target.incoming(begin, lock_fd=lock_fd) as incoming:
-            self._wire.send(Ready())
+            self._wire.send(Ready(btrfs.progs_version()))
             self._is_streaming = True
             self._feed(incoming)
             return incoming.commit()

@@ -21,7 +21,6 @@ from btrsync.plan.parent import Transfer, UpToDate, plan_transfer
 from btrsync.protocol import Begin
 from btrsync.report import ErrorReport, JobOutcome, RunReport
 from btrsync.selection import choose_pairs
-from btrsync.source import Source
 from btrsync.system.lock import Lock
 
 if TYPE_CHECKING:
@@ -105,6 +104,9 @@ class _JobRun:
         self._connections = connections
         self._report = report
         self._tell = tell
+        # Late, while ssh connects.
+        from btrsync.source import Source
+
         self._source = Source(config.subvolume, config.snapshots)
         self._new: Snapshot | None = None
 

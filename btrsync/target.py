@@ -177,7 +177,7 @@ class Incoming:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        with contextlib.ExitStack() as stack:
+        with storage_errors(self._directory), contextlib.ExitStack() as stack:
             if _make_private_directory(self._directory):
                 stack.callback(self._remove_directory)
             self._directory_fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -252,7 +252,9 @@ class Incoming:
                 f"the error counters of the array's devices moved during the transfer, to {errors}",
                 hint="see `btrfs device stats` there; the backup was not committed",
             )
-        files.rename_noreplace(self._directory_fd, self._staging, self.begin.name)
+        with storage_errors(self._directory):
+            files.rename_noreplace(self._directory_fd, self._staging, self.begin.name)
+        # From here on it is visible: a failure must not be told as one that left nothing.
         os.fsync(self._directory_fd)
         return _entry(self.begin.name, found, 1)
 

@@ -125,8 +125,8 @@ class Client:
         return message
 
     def hello(self, *, run_id: str = "", is_look_only: bool = False) -> Inventory:
-        self.wire.send(Hello(run_id or uuid4().hex, "test", "0", "0", 1, is_look_only))
-        assert self.expect(Hello).btrfs_progs == btrfs.progs_version()
+        self.wire.send(Hello(run_id or uuid4().hex, "test", "0", 1, is_look_only))
+        assert self.expect(Hello).run_id
         return self.expect(Inventory)
 
     def data(self, block: bytes) -> None:
@@ -140,6 +140,7 @@ class Client:
         if not isinstance(answer, Ready):
             assert isinstance(answer, Message)
             return answer
+        assert answer.btrfs_progs == btrfs.progs_version()
         self.data(stream)
         self.wire.send(End(len(stream)))
         answer = self.wire.receive()
@@ -399,7 +400,7 @@ def test_looking_sweeps_nothing_and_waits_for_nobody(place: Place) -> None:
 def test_a_second_connection_waits_its_turn_and_is_told_for_whom(place: Place) -> None:
     with connected(place) as first, connected(place) as second:
         first.hello()
-        second.wire.send(Hello(uuid4().hex, "test", "0", "0", 1))
+        second.wire.send(Hello(uuid4().hex, "test", "0", 1))
         second.expect(Hello)
         waiting = second.expect(Waiting)
         assert f"pid {first.server.pid}" in waiting.holder
@@ -418,7 +419,7 @@ def test_a_second_connection_of_the_same_run_takes_over_at_once(place: Place) ->
         first.data(cut(place.stream("s1")))
         wait.until(lambda: list(place.root.glob("*/*/.incoming-*")), timeout_s=10, what="a receive")
         with connected(place) as second:
-            second.wire.send(Hello(run_id, "test", "0", "0", 1))
+            second.wire.send(Hello(run_id, "test", "0", 1))
             second.expect(Hello)
             while isinstance(message := second.wire.receive(), Waiting):
                 pass
@@ -451,7 +452,7 @@ def test_two_with_one_received_uuid_are_counted_and_refused_as_parent(place: Pla
 def test_a_root_that_others_can_write_is_refused(place: Place) -> None:
     place.root.chmod(0o777)
     with connected(place) as client:
-        client.wire.send(Hello("run", "test", "0", "0", 1))
+        client.wire.send(Hello("run", "test", "0", 1))
         client.expect(Hello)
         failed = client.expect(Failed)
         assert failed.exit_status == StorageError.exit_status
@@ -463,7 +464,7 @@ def test_a_root_that_is_not_on_btrfs_is_refused(place: Place, tmp_path: Path) ->
     elsewhere = replace(place, root=tmp_path)
     tmp_path.chmod(0o755)
     with connected(elsewhere) as client:
-        client.wire.send(Hello("run", "test", "0", "0", 1))
+        client.wire.send(Hello("run", "test", "0", 1))
         client.expect(Hello)
         failed = client.expect(Failed)
         assert failed.exit_status == StorageError.exit_status
@@ -474,7 +475,7 @@ def test_a_root_that_is_not_on_btrfs_is_refused(place: Place, tmp_path: Path) ->
 def test_a_root_that_is_missing_is_not_made(place: Place) -> None:
     missing = replace(place, root=place.root / "not-mounted")
     with connected(missing) as client:
-        client.wire.send(Hello("run", "test", "0", "0", 1))
+        client.wire.send(Hello("run", "test", "0", 1))
         client.expect(Hello)
         assert "is the array open and mounted?" in str(client.expect(Failed).hint)
     assert not missing.root.exists()
@@ -515,7 +516,7 @@ def test_a_lock_that_stays_taken_ends_in_one_sentence(place: Place, tmp_path: Pa
             os.close(child_read)
             os.close(child_write)
             wire.greet(OUR_VERSIONS)
-            wire.send(Hello(uuid4().hex, "test", "0", "0", 1))
+            wire.send(Hello(uuid4().hex, "test", "0", 1))
             while isinstance(message := wire.receive(), (Hello, Waiting)):
                 pass
         os.close(read_fd)

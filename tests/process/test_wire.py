@@ -98,7 +98,7 @@ def test_messages_arrive_in_order_and_heartbeats_between_them_are_not_seen() -> 
 
 
 def test_a_message_cut_in_pieces_arrives_whole() -> None:
-    frame = protocol.encode(Hello("run", "btrsync 0", "6.1", "6.2", 2))
+    frame = protocol.encode(Hello("run", "btrsync 0", "6.1", 2))
     with wired() as ends:
         sender = threading.Thread(target=lambda: list(map(ends.say, (bytes([byte]) for byte in frame))))
         sender.start()
