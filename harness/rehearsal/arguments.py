@@ -32,9 +32,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     shown = "\n".join(f"  {step.name:<18}{_summary(step.run.__doc__)}" for step in STEPS)
     parser = argparse.ArgumentParser(
         prog="btrsync-rehearse",
-        description="Play the whole mirror on this machine before a real disk is touched: two hosts with"
-        " an overlay root, a real sshd with a forced command, a btrfs array of four loop devices; sync,"
-        " break things, and compare whole trees after each step.",
+        description="Play the whole mirror on this machine before a real disk is touched: two hosts, a real\n"
+        "sshd with a forced command, a btrfs array of four loop devices. It syncs, breaks things on\n"
+        "purpose, and compares whole trees after each step.",
         epilog=EXAMPLES.format(steps=shown),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

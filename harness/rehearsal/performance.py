@@ -18,7 +18,7 @@ from harness.host import HostFailed
 from harness.rehearsal import room, user_config
 from harness.rehearsal.cut_link import NOISE_BYTES
 from harness.rehearsal.problems import UNFIT, CannotRehearse, StepFailed
-from harness.rehearsal.session import Session
+from harness.rehearsal.session import Session, readonly
 from harness.rehearsal.show import Result
 from harness.rehearsal.signals import Interrupted
 from harness.rehearsal.steps import STEPS
@@ -123,9 +123,13 @@ def _mapped(wanted: argparse.Namespace) -> Mapped:
 def _measure(wanted: argparse.Namespace) -> int:
     # Absolute: the copy is made by another process, and a mount point must be.
     wanted.source = wanted.source.absolute()
+    if not wanted.source.exists():
+        raise CannotRehearse(f"--source: {wanted.source} is not there")
     if not wanted.source.is_dir():
         raise CannotRehearse(f"--source: {wanted.source} is not a directory")
-    return room.measure(wanted.source)
+    # Under the same protection as the copying: even listing a directory changes its access time.
+    with readonly(wanted.source):
+        return room.measure(wanted.source)
 
 
 def _introduce(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,12 @@ def interruptible() -> Iterator[None]:
     From a terminal, Ctrl-C comes twice: from the terminal itself and from what contains us.
     """
     seen: list[int] = []
+    owner = os.getpid()
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != owner:
+            # A fork, as pyroute2 makes and ends them: unwinding its copy of our stack would kill the hosts.
+            os._exit(128 + number)
         seen.append(number)
         if len(seen) == 1:
             raise Interrupted(number)
