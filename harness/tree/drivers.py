@@ -51,8 +51,9 @@ def remount(mount_point: Path) -> None:
 class _Background:
     """A function called again and again in a thread, until the context is left; its error is raised there."""
 
-    def __init__(self, name: str, action: Callable[[], None]) -> None:
+    def __init__(self, name: str, action: Callable[[], None], pause_s: float) -> None:
         self.name = name
+        self._pause_s = pause_s
         self.rounds = 0
         self._action = action
         self._error: BaseException | None = None
@@ -70,6 +71,7 @@ class _Background:
                 with self._changed:
                     self.rounds += 1
                     self._changed.notify_all()
+                self._must_stop.wait(self._pause_s)
         except BaseException as error:  # noqa: BLE001 - raised again in stop()
             with self._changed:
                 self._error = error
@@ -101,11 +103,14 @@ class Meanwhile:
 
     actions: by name: balance, scrub, dedupe, quota rescan, a snapshot timer… An action that raises
     ends, and its error is raised on leaving. Entering waits for the first round of each, so that
-    none comes too late; `rounds` says how often each had been done.
+    none comes too late; `rounds` says how often each had been done. pause_s: the rest between two
+    rounds of one action. timeout_s: how long a round may take.
     """
 
-    def __init__(self, actions: Mapping[str, Callable[[], None]], *, timeout_s: float = 60) -> None:
-        self._threads = [_Background(name, action) for name, action in actions.items()]
+    def __init__(
+        self, actions: Mapping[str, Callable[[], None]], *, pause_s: float = 0.1, timeout_s: float = 120
+    ) -> None:
+        self._threads = [_Background(name, action, pause_s) for name, action in actions.items()]
         self._timeout_s = timeout_s
 
     def __enter__(self) -> Self:
@@ -172,7 +177,7 @@ def live_writers(root: Path, seed: int) -> Iterator[Meanwhile]:
                 aside = tree.write(tree_live + b"/.aside", rng.randbytes(3000))
                 tree.rename(aside, tree_live + b"/replaced")
 
-            with Meanwhile({"live writers": write}) as writers:
+            with Meanwhile({"live writers": write}, pause_s=0) as writers:
                 yield writers
 
 

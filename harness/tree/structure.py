@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from harness.tree.content import Content
 from harness.tree.generator import ODD_NAMES, make_fan
 from harness.tree.mutation import NotExercised
-from harness.tree.survey import LONGEST_PATH_BYTES, Found, pick, survey, unrelated
+from harness.tree.survey import GUARDED, LONGEST_PATH_BYTES, Found, pick, survey, unrelated
 
 if TYPE_CHECKING:
     from random import Random
@@ -117,10 +117,12 @@ def make_same_inode_again(root: Root, rng: Random) -> None:
     The kernel hands out inode numbers above the highest in use when a subvolume is first looked at
     after a mount: hence the remount, and hence the newest.
     """
-    found = survey(root)
+    found = survey(root, with_guarded=True)
     newest = max(found.all, key=lambda item: item.inode, default=None)
     if newest is None:
         raise NotExercised("the tree is empty")
+    if newest.path.partition(b"/")[0] == GUARDED:
+        raise NotExercised("the newest inode cannot be deleted")
     if stat.S_ISDIR(newest.mode) and found.below(newest.path):
         raise NotExercised("the newest inode is a directory that older ones were moved into")
     for name in [item.path for item in found.leaves if item.inode == newest.inode] or [newest.path]:

@@ -81,8 +81,8 @@ class Survey:
         return tuple(found for found in self.all if found.path.startswith(directory + b"/"))
 
 
-def survey(root: Root) -> Survey:
-    """Look at the whole tree."""
+def survey(root: Root, *, with_guarded: bool = False) -> Survey:
+    """Look at the whole tree; with_guarded: at what no mutation but one may change, too."""
     files: list[Found] = []
     directories: list[Found] = []
     others: list[Found] = []
@@ -92,7 +92,7 @@ def survey(root: Root) -> Survey:
         directory = waiting.pop()
         for name in root.names(directory):
             path = directory + b"/" + name if directory else name
-            if path == GUARDED:
+            if path == GUARDED and not with_guarded:
                 continue
             status = root.stat(path)
             found = Found(path, status.st_mode, status.st_ino, status.st_size, status.st_nlink)
