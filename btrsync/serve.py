@@ -87,11 +87,11 @@ class _Connection:
         self._wire.send(
             Hello(hello.run_id, software, os.uname().release, btrfs.send_protocol(), hello.is_look_only)
         )
-        target = open_target(directory, root=config.root, is_look_only=hello.is_look_only)
         with contextlib.ExitStack() as stack:
             swept: list[str] = []
             lock_fd = -1
             with storage_errors(directory):
+                target = open_target(directory, root=config.root, is_look_only=hello.is_look_only)
                 if not hello.is_look_only:
                     lock = self._lock(target, hello.run_id, config.lock_wait_s)
                     lock_fd = stack.enter_context(lock).fileno()
