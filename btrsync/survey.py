@@ -59,7 +59,10 @@ def _rows(source: SourceInventory, backups: tuple[Backup, ...]) -> tuple[Snapsho
         for backup in backups
         if backup.uuid not in held_backups
     ]
-    for snapshot in source.snapshots:
+    for snapshot in (
+        *(common.snapshot for common in commons if common.snapshot in source.relatives),
+        *source.snapshots,
+    ):
         common = held.get(snapshot.subvolume.uuid)
         rows.append(
             SnapshotRow(

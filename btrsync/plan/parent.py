@@ -106,11 +106,29 @@ class WritableParent(msgspec.Struct, frozen=True):
         return "delete that backup on the server, or send everything again with `btrsync sync --full`"
 
 
-Conflict = NoCommonSnapshot | AmbiguousParent | WritableParent
+class EditedParent(msgspec.Struct, frozen=True):
+    """The only common snapshots were flipped writable and edited on the source after they were sent."""
+
+    job: str
+    target: str
+    snapshot: str
+
+    def __str__(self) -> str:
+        return (
+            f"job {self.job}: the snapshot {self.snapshot} was edited after it was sent to {self.target}, so it"
+            " is no longer what is there"
+        )
+
+    @property
+    def remedy(self) -> str:
+        return "send everything again with `btrsync sync --full`"
+
+
+Conflict = NoCommonSnapshot | AmbiguousParent | WritableParent | EditedParent
 
 
 def common_snapshots(source: SourceInventory, backups: Sequence[Backup]) -> tuple[Common, ...]:
-    """Return all snapshots that both sides hold, by UUID, oldest first.
+    """Return all snapshots that both sides hold, by UUID, relatives first, then oldest first.
 
     received_uuid first: a source that was itself received announces that one
     (send_subvol_begin(), fs/btrfs/send.c).
@@ -121,14 +139,19 @@ def common_snapshots(source: SourceInventory, backups: Sequence[Backup]) -> tupl
             by_uuid.setdefault(backup.received_uuid, backup)
     return tuple(
         Common(snapshot, by_uuid[snapshot.announced_uuid])
-        for snapshot in source.snapshots
+        for snapshot in (*source.relatives, *source.snapshots)
         if snapshot.announced_uuid in by_uuid
     )
 
 
 def is_proven(common: Common) -> bool:
-    """Tell whether `common` may be a send parent or clone source: read-only there, and unique."""
-    return common.backup.is_readonly and common.backup.copies == 1
+    """Tell whether `common` may be a send parent or clone source.
+
+    Its backup must be read-only and unique there, and the snapshot must still be what was sent.
+    """
+    return (
+        common.backup.is_readonly and common.backup.copies == 1 and not common.snapshot.subvolume.was_edited
+    )
 
 
 def pinned_snapshots(commons_per_target: Sequence[Sequence[Common]]) -> frozenset[UUID]:
@@ -169,7 +192,7 @@ def plan_transfer(
     held = {common.snapshot.subvolume.uuid: common for common in commons}
     if candidate is not None and not is_full:
         present = held.get(candidate.subvolume.uuid)
-        if present is not None and present.backup.is_readonly:
+        if present is not None and present.backup.is_readonly and not candidate.subvolume.was_edited:
             return UpToDate(present)
     if candidate is not None and not _is_sendable(candidate, held, backups):
         candidate = None
@@ -200,11 +223,14 @@ def _conflict(
             return AmbiguousParent(
                 job, target, common.backup.name, common.backup.received_uuid, common.backup.copies
             )
+    for common in reversed(commons):
+        if not common.backup.is_readonly:
+            return WritableParent(job, target, common.backup.name)
     if commons:
-        return WritableParent(job, target, commons[-1].backup.name)
+        return EditedParent(job, target, commons[-1].snapshot.name)
     return NoCommonSnapshot(
         job, target,
-        tuple(snapshot.name for snapshot in source.snapshots),
+        tuple(snapshot.name for snapshot in (*source.relatives, *source.snapshots)),
         tuple(backup.name for backup in backups),
     )  # fmt: skip
 

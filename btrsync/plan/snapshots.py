@@ -32,6 +32,14 @@ class Subvolume(msgspec.Struct, frozen=True):
     created: datetime
 
     @property
+    def was_edited(self) -> bool:
+        """Whether a snapshot was flipped writable and written since it was made, flipped back or not.
+
+        A snapshot's ctransid is its otransid until something in it changes. Source: measured.
+        """
+        return self.ctransid > self.otransid
+
+    @property
     def announced_uuid(self) -> UUID:
         """The UUID that `btrfs send` announces: received_uuid where there is one.
 
@@ -64,10 +72,15 @@ class Backup(msgspec.Struct, frozen=True):
 
 
 class SourceInventory(msgspec.Struct, frozen=True):
-    """A job's subvolume and all its snapshots, oldest first by the transaction that made them."""
+    """A job's subvolume and all its snapshots, oldest first by the transaction that made them.
+
+    `relatives` are the other read-only subvolumes of the snapshot directory, nearest last: after a
+    rollback the earlier snapshots are those of the subvolume that was replaced.
+    """
 
     subvolume: Subvolume
     snapshots: tuple[Snapshot, ...]
+    relatives: tuple[Snapshot, ...] = ()
 
     @property
     def latest(self) -> Snapshot | None:
@@ -77,13 +90,12 @@ class SourceInventory(msgspec.Struct, frozen=True):
 def source_inventory(subvolume: Subvolume, named: Iterable[tuple[str, Subvolume]]) -> SourceInventory:
     """Return the inventory of `subvolume` from all subvolumes found in its snapshot directory.
 
-    Only read-only snapshots of this very subvolume count; order is that of their creation
-    (otransid, a transaction number, does not depend on the clock).
+    Order is that of creation (otransid, a transaction number, does not depend on the clock); the
+    nearest relative is the one that the subvolume was itself made from.
     """
-    snapshots = [
-        Snapshot(name, found)
-        for name, found in named
-        if found.is_readonly and found.parent_uuid == subvolume.uuid
-    ]
-    snapshots.sort(key=lambda snapshot: (snapshot.subvolume.otransid, snapshot.subvolume.id))
-    return SourceInventory(subvolume, tuple(snapshots))
+    found = [Snapshot(name, item) for name, item in named if item.is_readonly]
+    found.sort(key=lambda snapshot: (snapshot.subvolume.otransid, snapshot.subvolume.id))
+    own = tuple(item for item in found if item.subvolume.parent_uuid == subvolume.uuid)
+    others = [item for item in found if item.subvolume.parent_uuid != subvolume.uuid]
+    others.sort(key=lambda snapshot: snapshot.subvolume.uuid == subvolume.parent_uuid)
+    return SourceInventory(subvolume, own, tuple(others))

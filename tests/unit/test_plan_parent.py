@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from btrsync.plan.parent import (
     AmbiguousParent,
     Common,
+    EditedParent,
     NoCommonSnapshot,
     Transfer,
     UpToDate,
@@ -150,18 +152,48 @@ def test_each_targets_latest_common_snapshot_is_pinned() -> None:
     assert pinned_snapshots([near, far, ()]) == {UUID(int=30), UUID(int=10)}
 
 
-def test_only_readonly_snapshots_of_this_very_subvolume_count() -> None:
-    live = subvolume(1, parent_uuid=None, is_readonly=False)
+def test_only_readonly_snapshots_of_this_very_subvolume_are_its_own() -> None:
+    live = subvolume(1, parent_uuid=UUID(int=15), is_readonly=False)
     found = {
         "good": subvolume(12),
         "earlier": subvolume(11),
         "writable": subvolume(13, is_readonly=False),
-        "foreign": subvolume(14, parent_uuid=UUID(int=99)),
+        "foreign": subvolume(16, parent_uuid=UUID(int=99)),
+        "origin": subvolume(15, parent_uuid=UUID(int=99)),
     }
-    assert [snapshot.name for snapshot in source_inventory(live, found.items()).snapshots] == [
-        "earlier",
-        "good",
-    ]
+    inventory = source_inventory(live, found.items())
+    assert [snapshot.name for snapshot in inventory.snapshots] == ["earlier", "good"]
+    assert [snapshot.name for snapshot in inventory.relatives] == ["foreign", "origin"]
+
+
+def test_after_a_rollback_the_send_parent_is_what_was_rolled_back_to() -> None:
+    live = subvolume(50, parent_uuid=UUID(int=10), is_readonly=False)
+    inventory = source_inventory(live, {"s10": subvolume(10), "s20": subvolume(20)}.items())
+    plan = decide(inventory, backup(10), backup(20))
+    assert isinstance(plan, Transfer)
+    assert plan.snapshot is None
+    assert plan.send_parent is not None
+    assert plan.send_parent.snapshot.name == "s10"
+
+
+def edited(number: int) -> Snapshot:
+    return Snapshot(f"s{number}", msgspec.structs.replace(subvolume(number), ctransid=number + 5))
+
+
+def test_a_snapshot_edited_after_it_was_sent_is_no_parent() -> None:
+    inventory = SourceInventory(source(20, generation=30).subvolume, (source(10).snapshots[0], edited(20)))
+    plan = decide(inventory, backup(10), backup(20))
+    assert isinstance(plan, Transfer)
+    assert plan.send_parent is not None
+    assert plan.send_parent.snapshot.name == "s10"
+
+
+def test_when_only_edited_snapshots_are_common_a_person_has_to_choose() -> None:
+    inventory = SourceInventory(source(20).subvolume, (edited(20),))
+    plan = decide(inventory, backup(20))
+    assert isinstance(plan, EditedParent)
+    assert "s20" in str(plan)
+    assert "--full" in plan.remedy
 
 
 @given(
