@@ -59,10 +59,8 @@ def _rows(source: SourceInventory, backups: tuple[Backup, ...]) -> tuple[Snapsho
         for backup in backups
         if backup.uuid not in held_backups
     ]
-    for snapshot in (
-        *(common.snapshot for common in commons if common.snapshot in source.relatives),
-        *source.snapshots,
-    ):
+    sent_relatives = [relative for relative in source.relatives if relative.subvolume.uuid in held]
+    for snapshot in (*sent_relatives, *source.snapshots):
         common = held.get(snapshot.subvolume.uuid)
         rows.append(
             SnapshotRow(

@@ -115,8 +115,8 @@ class EditedParent(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return (
-            f"job {self.job}: the snapshot {self.snapshot} was edited after it was sent to {self.target}, so it"
-            " is no longer what is there"
+            f"job {self.job}: the snapshot {self.snapshot} was edited after it was sent to {self.target},"
+            " so it is no longer what is there"
         )
 
     @property
