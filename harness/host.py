@@ -133,6 +133,7 @@ class Host:
         self.binds = _without_nested([*(Path(path) for path in binds), *automatic_binds()])
         self._unshare: Process | None = None
         self._identity: ProcessIdentity | None = None
+        self._collector = 0
         self._entry: ledger.Entry | None = None
 
     @property
@@ -145,7 +146,7 @@ class Host:
     @property
     def root(self) -> Path:
         """Its root directory as seen from here; absolute symbolic links lead out of it: see `path`."""
-        return Path(f"/proc/{self.pid}/root")
+        return Path(f"/proc/{self._collector}/root")
 
     @property
     def netns_path(self) -> Path:
@@ -193,6 +194,8 @@ class Host:
             words = f"{said or 'ended early'}\n{self._unshare.stderr}"
             raise HostFailed(f"host {self.name} did not come up: {words}")
         self._identity = ProcessIdentity.of(_first_process(self._unshare.pid))
+        # Not tini's root, which is still the old one if we were started in a chroot.
+        self._collector = _first_process(self.pid)
         self._entry = ledger.acquire("process", pid=self.pid, start_ticks=self._identity.start_ticks)
         up.append(self)
 

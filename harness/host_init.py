@@ -25,6 +25,8 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_BIND, MS_REC = 32, 4096, 16384
 MNT_DETACH = 2
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41}
+AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY, SYS_MOUNT_SETATTR = -100, 0x8000, 1, 442
+CLONE_NEWNS = 0x00020000
 SIOCSIFFLAGS, IFF_UP, IFF_RUNNING = 0x8914, 1, 0x40
 SCRATCH = "/tmp"
 """Where the overlay's upper layers are made: any directory that every root has. Ours alone to cover."""
@@ -137,15 +139,15 @@ def overlay(lower: str, upper: str, work: str, target: str) -> None:
     mount("overlay", target, "overlay", 0, f"lowerdir={lower},upperdir={upper},workdir={work}")
 
 
-def overlay_submounts(lower: str, new_root: str, submounts: list[str]) -> None:
-    """Mount an overlay over each separate file system of the lower root.
+def overlay_submounts(new_root: str, submounts: list[str]) -> None:
+    """Mount an overlay over each separate file system of the lower root, our working directory.
 
     An overlay does not cross the mounts of its lower layer: a separate /usr would be empty.
     """
     for number, path in enumerate(submounts):
         target = new_root + path
         os.makedirs(target, exist_ok=True)
-        overlay(lower.rstrip("/") + path, f"{SCRATCH}/upper{number}", f"{SCRATCH}/work{number}", target)
+        overlay("." + path, f"{SCRATCH}/upper{number}", f"{SCRATCH}/work{number}", target)
 
 
 def fill_dev(dev: str) -> None:
@@ -177,16 +179,45 @@ def mount_own(new_root: str) -> None:
     os.chmod(f"{new_root}/run/lock", 0o1777)
 
 
-def bind(fd: int, path: str, new_root: str) -> None:
-    """Bind what `fd` has open, read-only, to its own path inside the host."""
-    target = new_root + path
-    if stat.S_ISDIR(os.fstat(fd).st_mode):
+def open_bind(path: str) -> tuple[int, str]:
+    """Return a directory to change to and a name in it, from which `path` can be bound later."""
+    if os.path.isdir(path):
+        return os.open(path, os.O_PATH | os.O_CLOEXEC), "."
+    os.stat(path)
+    return os.open(os.path.dirname(path), os.O_PATH | os.O_CLOEXEC), os.path.basename(path)
+
+
+def bind(directory_fd: int, name: str, target: str) -> None:
+    """Bind a file, or a directory with all that is mounted in it, read-only."""
+    os.fchdir(directory_fd)
+    if name == ".":
         os.makedirs(target, exist_ok=True)
     else:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         open(target, "a", encoding="utf-8").close()
-    mount(f"/proc/self/fd/{fd}", target, None, MS_BIND | MS_REC)
-    mount("none", target, None, MS_BIND | MS_REMOUNT | MS_RDONLY)
+    mount(name, target, None, MS_BIND | MS_REC)
+    # struct mount_attr: attr_set, attr_clr, propagation, userns_fd. Linux 5.12.
+    attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY, 0, 0, 0)
+    words = (AT_FDCWD, os.fsencode(target), AT_RECURSIVE, attributes, ctypes.c_size_t(len(attributes)))
+    if libc.syscall(SYS_MOUNT_SETATTR, *words) != 0:
+        # Without it, rather show nothing of what is mounted below than let it be written to.
+        libc.umount2(os.fsencode(target), MNT_DETACH)
+        mount(name, target, None, MS_BIND)
+        mount("none", target, None, MS_BIND | MS_REMOUNT | MS_RDONLY)
+
+
+def leave_chroot() -> None:
+    """Make the root of our mount namespace our root, and forget a chroot we were started in.
+
+    pivot_root takes nothing else for an old root, and nsenter enters there. What is still needed
+    of the chroot is held open. Source: setns(2): the root and the working directory are reset.
+    """
+    fd = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if libc.setns(fd, CLONE_NEWNS) != 0:
+            raise OSError(ctypes.get_errno(), "setns: " + os.strerror(ctypes.get_errno()))
+    finally:
+        os.close(fd)
 
 
 def bring_lo_up() -> None:
@@ -201,23 +232,23 @@ def build(description: dict[str, object]) -> None:
     binds = [str(path) for path in description["binds"]]  # type: ignore[attr-defined]
     submounts = [str(path) for path in description["submounts"]]  # type: ignore[attr-defined]
     # Opened first: the scratch file system may cover what they name.
-    opened = [(os.open(path, os.O_PATH | os.O_CLOEXEC), path) for path in binds]
-    lower_fd = os.open(lower, os.O_PATH | os.O_CLOEXEC)
+    opened = [(*open_bind(path), path) for path in binds]
+    lower_fd = os.open(lower, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    leave_chroot()
     mount("harness-scratch", SCRATCH, "tmpfs", MS_NOSUID, "mode=755")
-    # Under /proc/self/fd, since the lower root itself may lie below the scratch directory.
-    below = f"/proc/self/fd/{lower_fd}"
     new_root, upper = f"{SCRATCH}/root", f"{SCRATCH}/upper"
     os.mkdir(new_root)
     os.mkdir(upper)
-    empty_directories(below, upper)
-    fill_etc(below, upper, name)
-    copy_directory_modes(below, upper)
-    overlay(below, upper, f"{SCRATCH}/work", new_root)
-    overlay_submounts(below, new_root, submounts)
+    os.fchdir(lower_fd)
+    empty_directories(".", upper)
+    fill_etc(".", upper, name)
+    copy_directory_modes(".", upper)
+    overlay(".", upper, f"{SCRATCH}/work", new_root)
+    overlay_submounts(new_root, submounts)
     mount_own(new_root)
-    for fd, path in opened:
-        bind(fd, path, new_root)
-        os.close(fd)
+    for directory_fd, word, path in opened:
+        bind(directory_fd, word, new_root + path)
+        os.close(directory_fd)
     os.close(lower_fd)
     socket.sethostname(name)
     bring_lo_up()

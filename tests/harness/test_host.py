@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.requires("host")
+REPOSITORY = Path(__file__).parent.parent.parent
 
 
 def test_a_host_has_its_own_name(workstation: Host, daisy: Host) -> None:
@@ -100,8 +102,7 @@ def test_root_s_password_is_locked_and_not_the_machine_s(workstation: Host) -> N
 def test_the_installed_btrsync_and_the_repository_are_there_read_only(workstation: Host) -> None:
     said = workstation.run([sys.executable, "-c", "import btrsync; print(btrsync.__name__)"])
     assert said.stdout == "btrsync\n"
-    repository = Path(__file__).parent.parent.parent
-    refused = workstation.run(["touch", repository / "planted"], ok=(1,))
+    refused = workstation.run(["touch", REPOSITORY / "planted"], ok=(1,))
     assert "Read-only file system" in refused.stderr
 
 
@@ -223,3 +224,38 @@ def test_two_hosts_are_up_within_a_second() -> None:
     with Host("a"), Host("b"):
         up_s = time.monotonic() - started
     assert up_s < 1.0, f"{up_s:.2f} s"
+
+
+def test_what_is_mounted_below_a_bound_path_is_read_only_too(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    command.run(["mount", "-t", "tmpfs", "planted", tmp_path / "below"])
+    try:
+        (tmp_path / "below/file").write_text("words")
+        with Host("binder", binds=[tmp_path]) as host:
+            assert host.run(["cat", tmp_path / "below/file"]).stdout == "words"
+            refused = host.run(["touch", tmp_path / "below/file"], ok=(1,))
+            assert "Read-only file system" in refused.stderr
+        (tmp_path / "below/file").write_text("words of its owner")
+    finally:
+        command.run(["umount", tmp_path / "below"])
+
+
+NESTED = """
+from harness.host import Host
+from harness.netns import Link
+with Host("inner") as a, Host("other") as b, Link(a, b):
+    print(a.run(["hostname"]).stdout + a.run(["getent", "ahostsv4", "other"]).stdout.split()[0])
+"""
+
+
+def test_hosts_can_be_made_inside_a_host(workstation: Host) -> None:
+    said = workstation.run([sys.executable, "-c", NESTED], env={"PYTHONPATH": str(REPOSITORY)})
+    assert said.stdout == "inner\n10.77.0.2\n"
+
+
+def test_a_clone_below_tmp_is_seen_in_its_hosts(tmp_path: Path) -> None:
+    shutil.copytree(REPOSITORY / "harness", tmp_path / "clone/harness")
+    program = "from harness.host import Host\nwith Host() as h: print(h.run(['ls', '{}']).stdout)"
+    argv = [sys.executable, "-c", program.format(tmp_path / "clone")]
+    said = command.run(argv, cwd=tmp_path / "clone")
+    assert said.stdout.split() == ["harness"]
