@@ -177,8 +177,8 @@ def test_a_senders_parent_moved_while_writable(trial: Trial) -> None:
     flipped; its UUID stays. If anything is changed meanwhile, the incremental is the difference from what
     the receiver does not have, and goes wrong. The kernel's ctransid shows it.
 
-    btrsync: finds the moved one by UUID. One that was edited and made read-only again is not recognised
-    yet.
+    btrsync: finds the moved one by UUID. One that was edited, made read-only again or not, is recognised by its
+    ctransid and is no send parent.
 
     Source: measured.
     """

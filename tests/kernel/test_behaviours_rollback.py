@@ -154,8 +154,8 @@ def test_incrementals_go_on_after_a_rollback(trial: Trial) -> None:
     Expected: the restored subvolume is a snapshot of the snapshot; a new snapshot of it shares its extents
     with the old ones, and any snapshot that both sides have is a good `-p`.
 
-    btrsync: not yet: it counts only snapshots of the very subvolume, so that the first run after a rollback
-    needs `--full`.
+    btrsync: goes on incrementally: whatever read-only subvolume of the snapshot directory the target holds can
+    be a send parent, the one rolled back to before all others.
 
     Source: measured.
     """
