@@ -216,7 +216,10 @@ def test_a_stage_that_failed_above_our_drain_is_the_culprit_of_our_early_end(len
     assert isinstance(caught.value.__cause__, EOFError)
 
 
-def test_our_refusal_of_what_we_drain_is_the_error_though_it_breaks_the_writer() -> None:
+def test_our_refusal_of_what_we_drain_is_the_error_though_it_breaks_the_writer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pipeline, "UPSTREAM_GRACE_S", 1000)  # nobody waits for a writer that lives
     script = "trap '' PIPE; yes; echo write error >&2; exit 255"  # as ssh does
     with pytest.raises(RefusedError):
         with pipeline.spawn([Stage("ssh", shell(script))], stdout=PIPE) as running:

@@ -60,12 +60,12 @@ Ends = Callable[[], AbstractContextManager[tuple[End, End]]]
 @contextmanager
 def feeding(fd: int, content: bytes) -> Iterator[None]:
     """Somebody who writes while the test reads."""
-    thread = threading.Thread(target=pipes.write_all, args=(fd, content))
+    thread = threading.Thread(target=pipes.write_all, args=(fd, content), daemon=True)
     thread.start()
     try:
         yield
     finally:
-        thread.join()
+        thread.join(timeout=10)  # a test that failed must not wait for its other half
 
 
 @contextmanager
@@ -79,12 +79,12 @@ def draining(fd: int, size_bytes: int, into: bytearray) -> Iterator[None]:
                 return
             into.extend(block)
 
-    thread = threading.Thread(target=drain)
+    thread = threading.Thread(target=drain, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        thread.join()
+        thread.join(timeout=10)  # a test that failed must not wait for its other half
 
 
 def test_a_pipe_is_enlarged_to_a_mebibyte() -> None:

@@ -79,6 +79,13 @@ def test_stderr_that_is_not_utf8_is_still_readable() -> None:
     )
 
 
+def test_words_after_a_program_cut_its_own_stderr_are_kept_without_a_gap() -> None:
+    # As `> /dev/stderr` in a shell does: it opens the file anew, and empties it.
+    assert process.run(["sh", "-c", "echo first >&2; echo second >/dev/stderr; echo third >&2"]).stderr == (
+        "second\nthird\n"
+    )
+
+
 def test_a_program_that_is_missing_is_named_with_its_package(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
