@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import resource
 from typing import TYPE_CHECKING
 
 from harness import command, sshd, tree
+from harness.bench import product
 from harness.bench.row import absolute, paired, timed
 from harness.scenario import SERVER_ROOT, TwoHosts
 
@@ -26,7 +28,7 @@ MANY_SNAPSHOTS = 1000
 
 def nothing_changed(pairs: int) -> Row:
     """A timer's common run: nothing to do, over ssh. btrbk by its own filter script, `onchange`."""
-    with TwoHosts(members=1) as both:
+    with two_hosts(members=1) as both:
         fill(both, "small")
         prepare_btrbk(both)
         run_btrbk(both)
@@ -47,7 +49,7 @@ def nothing_changed(pairs: int) -> Row:
 
 def serve_ready(pairs: int) -> Row:
     """CPU of `btrsync serve` from its start until it has said its banner, both read from the kernel."""
-    with TwoHosts(members=1) as both:
+    with two_hosts(members=1) as both:
 
         def ours() -> float:
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -63,7 +65,7 @@ def serve_ready(pairs: int) -> Row:
 
 def full_mixed(pairs: int, size: str = "large") -> Row:
     """A full sync of a mixed tree over ssh, against the raw pipe, which is made to sync too."""
-    with TwoHosts(members=2, size_bytes=6 * GIB, source_size_bytes=6 * GIB) as both:
+    with two_hosts(members=2, size_bytes=6 * GIB, source_size_bytes=6 * GIB) as both:
         fill(both, size)
         both.workstation.run(["btrfs", "filesystem", "sync", "/home/foo"])
         raw = prepare_raw(both)
@@ -89,7 +91,7 @@ def full_mixed(pairs: int, size: str = "large") -> Row:
 
 def many_snapshots(pairs: int) -> Row:
     """Inventory and plan with 1,000 snapshots on either side: what they add to an empty dry run."""
-    with TwoHosts(members=1) as both, TwoHosts(members=1) as empty:
+    with two_hosts(members=1) as both, two_hosts(members=1) as empty:
         both.sync()
         first = both.snapshots()[0]
         multiply(both.workstation, "/home/foo/share", "/home/foo/share/snapshots")
@@ -110,6 +112,19 @@ ROWS: dict[str, Callable[[int], Row]] = {
 }
 SMALL_ROWS = ("nothing-changed", "serve-ready")
 """What runs without --rows: seconds, not minutes."""
+
+
+@functools.cache
+def product_command() -> Path:
+    """Return the installed command, installed once in a run."""
+    return product.installed()
+
+
+def two_hosts(**options: int) -> TwoHosts:
+    """Return the two hosts to enter, both with the tool as a user has it."""
+    both = TwoHosts(**options)  # type: ignore[arg-type]
+    both.btrsync_path = product_command()
+    return both
 
 
 def fill(both: TwoHosts, size: str) -> None:
