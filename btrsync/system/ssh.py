@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from btrsync.errors import BtrsyncError, CommandError, RefusedError, UnreachableError
+from btrsync.errors import BtrsyncError, CommandError, Exit, RefusedError, UnreachableError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-
-    from btrsync.errors import Exit
 
 FIXED_OPTIONS: Final = {
     "BatchMode": "yes",
@@ -97,13 +95,19 @@ def classify(exit: Exit) -> BtrsyncError:
     """Return what the end of an ssh made by `ssh_argv` means: one sentence, a hint, its last line.
 
     Only an UnreachableError that may pass by itself is retryable. A status that is not of ssh's or
-    the remote shell's making belongs to the remote command: CommandError.
+    the remote shell's making belongs to the remote command: CommandError, which does not show our argv.
     """
     if exit.returncode in {126, 127}:
         return _permanent(_no_command(exit))
-    if exit.returncode != SSH_FAILED:
-        return CommandError(exit)
     at = _Destination.of(exit.argv)
+    if exit.returncode < 0:
+        return UnreachableError(f"{at.host}: ssh was killed by signal {-exit.returncode}")
+    if exit.returncode != SSH_FAILED:
+        # Not our argv: what ended so is the other end's.
+        return CommandError(
+            Exit(exit.argv, exit.returncode, exit.stderr, f"the forced command on {at.host}"),
+            hint="it must be `btrsync serve CLIENT`; its log on the server tells more",
+        )
     for meaning in MEANINGS:
         if re.search(meaning.pattern, exit.stderr, re.MULTILINE):
             error = UnreachableError(

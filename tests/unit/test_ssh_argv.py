@@ -192,6 +192,20 @@ def test_a_forced_command_that_cannot_run_is_the_servers_fault(status: int, word
     assert error.hint is not None and "authorized_keys" in error.hint
 
 
-@pytest.mark.parametrize("status", [0, 1, 8, -9])
+@pytest.mark.parametrize("status", [0, 1, 8])
 def test_any_other_status_belongs_to_the_remote_command(status: int) -> None:
     assert isinstance(ssh.classify(Exit(ARGV, status, "words")), CommandError)
+
+
+def test_a_remote_command_that_failed_is_told_by_its_host_and_not_by_our_argv() -> None:
+    error = ssh.classify(Exit(ARGV, 3, "its words"))
+    assert str(error).endswith(" exited with status 3: its words")
+    assert "the forced command on " in str(error)
+    assert "BatchMode" not in str(error)
+
+
+def test_an_ssh_that_was_killed_is_a_lost_connection() -> None:
+    error = ssh.classify(Exit(ARGV, -9, ""))
+    assert isinstance(error, UnreachableError)
+    assert error.retryable
+    assert "ssh was killed by signal 9" in str(error)
