@@ -61,25 +61,31 @@ def read(path: Path) -> Mapped:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CannotRehearse(f"{path}: {error}", exit_status=UNFIT) from error
+    return map_table(path, table)
+
+
+def map_table(path: Path, table: dict[str, Any]) -> Mapped:
+    """Return what a configuration says, mapped. table: as the tool itself has found it right.
+
+    Raises CannotRehearse (3) with each setting that cannot be mapped; path: only for its words.
+    """
     problems: list[str] = []
     problems += [f"{key}: {NO_MEANING}" for key in table if key not in {"targets", "jobs"}]
     wanted = {name for job in table.get("jobs", {}).values() for name in job["targets"]}
-    targets = [
-        _target(name, settings, problems, is_alone=_count_hosts(table["targets"]) == 1)
-        for name, settings in table.get("targets", {}).items()
-        if name in wanted
-    ]
+    used = {name: settings for name, settings in table.get("targets", {}).items() if name in wanted}
+    is_alone = sum("host" in settings for settings in used.values()) == 1
+    targets = [_target(name, settings, problems, is_alone=is_alone) for name, settings in used.items()]
     jobs = [_job(name, settings, problems) for name, settings in table.get("jobs", {}).items()]
     if not jobs:
         problems.append("jobs: there is none, so there is nothing to rehearse")
     problems += _collisions(jobs, targets)
     if problems:
         raise CannotRehearse(*(f"{path}: {problem}" for problem in problems), exit_status=UNFIT)
-    notes = [_note(target, table["targets"][target.name]) for target in targets]
+    notes = [_note(target, used[target.name]) for target in targets]
     notes += [
         f"target {name}: no job names it, so it is left out"
-        for name in table.get("targets", {})
-        if name not in wanted
+        for name in table["targets"]
+        if name not in used
     ]
     return Mapped(tuple(jobs), tuple(targets), tuple(notes))
 
@@ -97,10 +103,6 @@ def _ask_the_tool(path: Path) -> None:
         problems, is_ok = [said.stderr.strip() or f"btrsync config check: status {said.returncode}"], False
     if not is_ok:
         raise CannotRehearse(*(f"{path}: {problem}" for problem in problems), exit_status=UNFIT)
-
-
-def _count_hosts(targets: dict[str, Any]) -> int:
-    return sum("host" in settings for settings in targets.values())
 
 
 def _target(name: str, settings: dict[str, Any], problems: list[str], *, is_alone: bool) -> Target:

@@ -102,14 +102,21 @@ def installed_btrsync() -> Path:
     return path
 
 
-def format_toml(tables: Mapping[str, Mapping[str, object]]) -> str:
-    """Return tables of texts, paths, numbers, booleans and lists of them as TOML."""
+def format_toml(tables: Mapping[tuple[str, ...], Mapping[str, object]]) -> str:
+    """Return tables, by the parts of their names, of texts, paths, numbers, booleans and lists, as TOML."""
     return "\n".join(
-        "\n".join([f"[{name}]", *(f"{key} = {_format_value(value)}" for key, value in table.items()), ""])
+        "\n".join(
+            [
+                # Quoted: the name of a target may have a dot in it.
+                f"[{'.'.join(json.dumps(part) for part in name)}]",
+                *(f"{key} = {_format_value(value)}" for key, value in table.items()),
+                "",
+            ]
+        )
         for name, table in tables.items()
     )
 
 
 def _format_value(value: object) -> str:
-    # A JSON string is a TOML basic string: the same escapes, and both forbid control characters.
-    return json.dumps(value, default=str, ensure_ascii=False)
+    # A JSON string is a TOML basic string but for DEL, which only TOML forbids.
+    return json.dumps(value, default=str, ensure_ascii=False).replace("\x7f", "\\u007f")

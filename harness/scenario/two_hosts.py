@@ -150,16 +150,16 @@ class TwoHosts:
 
     def write_client_file(self, path: Path = CLIENT_FILE, **changes: object) -> Path:
         """Write the client's configuration; changes: keys of every target behind ssh, replaced."""
-        tables: dict[str, dict[str, object]] = {}
+        tables: dict[tuple[str, ...], dict[str, object]] = {}
         for target in self.targets.values():
             table: dict[str, object] = dict(target.settings)
             if target.path is not None:
                 table |= {"path": target.path}
             else:
                 table |= {"host": target.host, "port": target.port, "key": target.key_file, **changes}
-            tables[f"targets.{target.name}"] = table
+            tables["targets", target.name] = table
         for job in self.jobs.values():
-            tables[f"jobs.{job.name}"] = {
+            tables["jobs", job.name] = {
                 "subvolume": job.subvolume,
                 "snapshots": job.snapshots,
                 "targets": list(job.targets),
