@@ -11,6 +11,7 @@ import functools
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 CONTAINED_VARIABLE = "BTRSYNC_CONTAINED"
 """Set inside, to the pid (as seen outside) of the process that keeps the containment."""
+INIT = Path(__file__).with_name("containment_init.py")
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -58,9 +60,9 @@ def contained_argv(argv: Sequence[Word]) -> list[str]:
     """
     tini = shutil.which("tini-static") or shutil.which("tini") or "tini"
     return dying_with_us([
-        "unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--",
+        "unshare", "--mount", "--propagation", "unchanged", "--pid", "--fork", "--kill-child=KILL", "--",
         tini, "--",
-        *argv,
+        sys.executable, "-I", "-S", INIT, *argv,
     ])  # fmt: skip
 
 

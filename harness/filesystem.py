@@ -140,8 +140,8 @@ class _Namespace:
         return path if self.host is None else self.host.path(path)
 
     def mounts(self) -> str:
-        pid = os.getpid() if self.host is None else self.host.pid
-        return Path(f"/proc/{pid}/mountinfo").read_text()
+        process = Path("/proc/self") if self.host is None else self.host.proc
+        return (process / "mountinfo").read_text()
 
     def is_mounted(self, point: Path) -> bool:
         escaped = str(point).replace("\\", "\\134").replace(" ", "\\040")

@@ -146,7 +146,14 @@ class Host:
     @property
     def root(self) -> Path:
         """Its root directory as seen from here; absolute symbolic links lead out of it: see `path`."""
-        return Path(f"/proc/{self._collector}/root")
+        return self.proc / "root"
+
+    @property
+    def proc(self) -> Path:
+        """The directory in /proc of a process whose view is the host's: its root, mounts, network."""
+        if self._identity is None:
+            raise RuntimeError(f"host {self.name} is not up")
+        return Path(f"/proc/{self._collector}")
 
     @property
     def netns_path(self) -> Path:
@@ -179,7 +186,8 @@ class Host:
         ready, ready_inside = os.pipe2(os.O_CLOEXEC)
         try:
             argv = containment.dying_with_us([
-                "unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child=KILL", "--",
+                "unshare", "--net", "--mount", "--propagation", "unchanged", "--pid", "--uts", "--ipc",
+                "--fork", "--kill-child=KILL", "--",
                 tini, "--",
                 sys.executable, "-I", "-S", INIT, description.as_json(), str(ready_inside), run_prefix(),
             ])  # fmt: skip

@@ -1,14 +1,13 @@
 """The inside of a host: builds its root, then stays as its log collector.
 
 Runs as a script, the only child of the host's first process (tini), in fresh network, mount, pid,
-uts and ipc namespaces; needs nothing but the standard library, and imports nothing after the
-root has changed under it. argv[1] is the description as JSON (see `Description` in host.py),
-argv[2] the descriptor that says "ready" or what failed.
+uts and ipc namespaces; needs nothing but the standard library and `mounts`, and imports nothing
+after the root has changed under it. argv[1] is the description as JSON (see `Description` in
+host.py), argv[2] the descriptor that says "ready" or what failed.
 """
 
 from __future__ import annotations
 
-import ctypes
 import datetime as dt
 import fcntl
 import json
@@ -20,13 +19,11 @@ import stat
 import struct
 import sys
 
-# Source: include/uapi/linux/mount.h and sockios.h.
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
-MS_REMOUNT, MS_BIND, MS_REC = 32, 4096, 16384
-MNT_DETACH = 2
-SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41}
-AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY, SYS_MOUNT_SETATTR = -100, 0x8000, 1, 442
-CLONE_NEWNS = 0x00020000
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from harness.mounts import MS_NODEV, MS_NOEXEC, MS_NOSUID, bind_read_only, mount, own_root, pivot_root
+
+# Source: include/uapi/linux/sockios.h and if.h.
 SIOCSIFFLAGS, IFF_UP, IFF_RUNNING = 0x8914, 1, 0x40
 SCRATCH = "/tmp"
 """Where the overlay's upper layers are made: any directory that every root has. Ours alone to cover."""
@@ -47,28 +44,6 @@ LINKS = {
 }
 EMPTIED = ("root", "home", "srv", "mnt", "media", "etc/ssh", "etc/btrsync", "var/log", "var/lib/btrsync")
 """Directories of the lower root that a host does not see: another machine's people, keys and state."""
-
-libc = ctypes.CDLL(None, use_errno=True)
-
-
-def mount(source: str, target: str, kind: str | None, flags: int = 0, data: str = "") -> None:
-    """Mount something at `target`; OSError names it. Source: mount, section 2 of the manual."""
-    words = [None if word is None else os.fsencode(word) for word in (source, target, kind, data)]
-    if libc.mount(words[0], words[1], words[2], ctypes.c_ulong(flags), words[3]) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"mount {kind or 'bind'} on {target}: {os.strerror(number)}")
-
-
-def pivot_root(new_root: str) -> None:
-    """Make `new_root` the root of this mount namespace and drop the old one, with all it holds."""
-    os.chdir(new_root)
-    number = SYS_PIVOT_ROOT.get(os.uname().machine, 41)
-    # pivot_root(".", ".") stacks the old root on the new one: no directory is needed to hold it.
-    if libc.syscall(number, b".", b".") != 0:
-        raise OSError(ctypes.get_errno(), "pivot_root: " + os.strerror(ctypes.get_errno()))
-    if libc.umount2(b".", MNT_DETACH) != 0:
-        raise OSError(ctypes.get_errno(), "umount of the old root: " + os.strerror(ctypes.get_errno()))
-    os.chdir("/")
 
 
 def write(path: str, text: str, mode: int = 0o644) -> None:
@@ -195,29 +170,7 @@ def bind(directory_fd: int, name: str, target: str) -> None:
     else:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         open(target, "a", encoding="utf-8").close()
-    mount(name, target, None, MS_BIND | MS_REC)
-    # struct mount_attr: attr_set, attr_clr, propagation, userns_fd. Linux 5.12.
-    attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY, 0, 0, 0)
-    words = (AT_FDCWD, os.fsencode(target), AT_RECURSIVE, attributes, ctypes.c_size_t(len(attributes)))
-    if libc.syscall(SYS_MOUNT_SETATTR, *words) != 0:
-        # Without it, rather show nothing of what is mounted below than let it be written to.
-        libc.umount2(os.fsencode(target), MNT_DETACH)
-        mount(name, target, None, MS_BIND)
-        mount("none", target, None, MS_BIND | MS_REMOUNT | MS_RDONLY)
-
-
-def leave_chroot() -> None:
-    """Make the root of our mount namespace our root, and forget a chroot we were started in.
-
-    pivot_root takes nothing else for an old root, and nsenter enters there. What is still needed
-    of the chroot is held open. Source: setns(2): the root and the working directory are reset.
-    """
-    fd = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if libc.setns(fd, CLONE_NEWNS) != 0:
-            raise OSError(ctypes.get_errno(), "setns: " + os.strerror(ctypes.get_errno()))
-    finally:
-        os.close(fd)
+    bind_read_only(name, target)
 
 
 def bring_lo_up() -> None:
@@ -234,7 +187,7 @@ def build(description: dict[str, object]) -> None:
     # Opened first: the scratch file system may cover what they name.
     opened = [(*open_bind(path), path) for path in binds]
     lower_fd = os.open(lower, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    leave_chroot()
+    own_root()
     mount("harness-scratch", SCRATCH, "tmpfs", MS_NOSUID, "mode=755")
     new_root, upper = f"{SCRATCH}/root", f"{SCRATCH}/upper"
     os.mkdir(new_root)

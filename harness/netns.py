@@ -9,8 +9,6 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any, Self
 
-from pyroute2 import IPRoute, NetlinkError
-
 from harness import wait
 
 if TYPE_CHECKING:
@@ -150,6 +148,8 @@ class Link:
 
     def normal(self) -> None:
         """Undo `slow` and `delay`; nothing if there was none."""
+        from pyroute2 import NetlinkError
+
         for route in self._routes:
             try:
                 # Without `root` the kernel refuses.
@@ -194,4 +194,7 @@ def _open(path: Path) -> Any:  # noqa: ANN401 - pyroute2 has no types
     # flags=0: otherwise a path that is not there makes a new namespace without a word. Looked at
     # first, for a failed IPRoute leaves its sockets open (measured, pyroute2 0.9.6).
     os.stat(path)
+    # Imported here: it takes a seventh of a second, which sessions without a link save.
+    from pyroute2 import IPRoute
+
     return IPRoute(netns=str(path), flags=0)

@@ -11,10 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyroute2 import IPRoute, NetlinkError
-
 from harness import command, containment, dmcrypt, kernel_log
-from harness.filesystem import Array
+from harness.filesystem import Array, mount
 from harness.host import Host, HostFailed
 from harness.loop import LoopDevice
 
@@ -36,7 +34,7 @@ class Missing(Exception):
 def _root() -> None:
     if os.geteuid() != 0:
         raise Missing("not root")
-    command.run(["unshare", "--mount", "true"])
+    command.run(["unshare", "--mount", "--propagation", "unchanged", "true"])
 
 
 def _loop() -> None:
@@ -45,9 +43,8 @@ def _loop() -> None:
 
 
 def _btrfs() -> None:
-    with Array(1, SMALL_BYTES) as array, tempfile.TemporaryDirectory() as directory:
-        # In a mount namespace of its own, which ends with the command.
-        command.run(["unshare", "--mount", "mount", "-t", "btrfs", array.devices[0], directory])
+    with Host("probe") as host, Array(1, SMALL_BYTES) as array, mount(array, "/mnt", host=host):
+        pass
 
 
 def _host() -> None:
@@ -57,8 +54,13 @@ def _host() -> None:
 
 def _netlink(*requests: tuple[str, str]) -> None:
     """Try a veth pair and then queueing disciplines on it, in the network namespace of a host."""
+    from pyroute2 import IPRoute, NetlinkError
+
     with Host("probe") as host, IPRoute(netns=str(host.netns_path), flags=0) as route:
-        route.link("add", ifname="probe0", kind="veth", peer={"ifname": "probe1"})
+        try:
+            route.link("add", ifname="probe0", kind="veth", peer={"ifname": "probe1"})
+        except NetlinkError as error:
+            raise Missing(f"no veth: {error}") from None
         index = route.link_lookup(ifname="probe0")[0]
         for kind, argument in requests:
             shape = {"rate": "8mbit", "burst": 32768, "latency": "50ms"} if kind == "tbf" else {"delay": 1000}
@@ -149,7 +151,7 @@ def reason(name: str) -> str | None:
     except command.CommandFailed as failed:
         lines = failed.completed.stderr.strip().splitlines()
         return f"{failed.completed.argv[0]}: {lines[-1] if lines else failed.problem}"
-    except (Missing, HostFailed, NetlinkError, OSError) as error:
+    except (Missing, HostFailed, OSError) as error:
         return str(error)
     return None
 

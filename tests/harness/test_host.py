@@ -259,3 +259,27 @@ def test_a_clone_below_tmp_is_seen_in_its_hosts(tmp_path: Path) -> None:
     argv = [sys.executable, "-c", program.format(tmp_path / "clone")]
     said = command.run(argv, cwd=tmp_path / "clone")
     assert said.stdout.split() == ["harness"]
+
+
+CHROOTED = """
+import sys
+from harness import containment
+argv = ["sh", "-c", 'mount --rbind / "$0" && exec chroot "$0" "$@"', *sys.argv[1:]]
+raise SystemExit(containment.run(argv))
+"""
+IN_A_CHROOT = """
+from harness.filesystem import Array, mount
+from harness.host import Host
+with Host("inner") as host, Array(2, 128 << 20) as array:
+    with mount(array, "/MirrorRoot", host=host) as path:
+        (path / "file").write_text("words")
+        print(host.run(["cat", "/MirrorRoot/file"]).stdout)
+    print((host.root / "etc/hostname").read_text())
+"""
+
+
+@pytest.mark.requires("containment", "btrfs")
+def test_hosts_can_be_made_in_a_chroot(tmp_path: Path) -> None:
+    argv = [sys.executable, "-c", CHROOTED, str(tmp_path), sys.executable, "-c", IN_A_CHROOT]
+    said = command.run(argv, env={"PYTHONPATH": str(REPOSITORY)})
+    assert said.stdout.split() == ["words", "inner"]
