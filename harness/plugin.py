@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,11 +32,11 @@ class Session:
 
     before: leaks.Holdings
     verdict: leaks.Verdict = field(default_factory=lambda: leaks.Verdict((), ()))
-    kernel_log_problem: str | None = None
+    log: kernel_log.Marker | None = None
 
 
 SESSION = pytest.StashKey[Session]()
-LOG = pytest.StashKey[tuple[ExitStack, kernel_log.Marker | None, tuple[int, frozenset[Path]]]]()
+USES = pytest.StashKey[tuple[int, frozenset[Path]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -134,25 +133,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if os.environ.get("CI"):
             pytest.fail(words, pytrace=False)
         pytest.skip(words)
-    stack = ExitStack()
-    has_log = item.config.stash[SESSION].kernel_log_problem is None
-    marker = stack.enter_context(kernel_log.Marker()) if has_log else None
-    item.stash[LOG] = (stack, marker, loop.uses.mark())
+    log = item.config.stash[SESSION].log
+    if log is not None:
+        # What was said before is nobody's or another's.
+        log.lines()
+    item.stash[USES] = loop.uses.mark()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
     """After all fixtures are gone, hold what the kernel said against the test."""
     yield
-    if LOG not in item.stash:
+    log = item.config.stash[SESSION].log
+    if USES not in item.stash or log is None:
         return
-    stack, marker, uses = item.stash[LOG]
-    with stack:
-        devices = loop.uses.since(uses)
-        if marker is None or not devices or item.get_closest_marker("kernel_errors_expected"):
-            return
-        alarms = kernel_log.alarms(marker.lines(), devices)
-    if alarms:
+    devices = loop.uses.since(item.stash[USES])
+    alarms = kernel_log.alarms(log.lines(), devices) if devices else []
+    if alarms and not item.get_closest_marker("kernel_errors_expected"):
         pytest.fail("the kernel said during this test:\n" + "\n".join(alarms), pytrace=False)
 
 
@@ -172,7 +169,8 @@ def pytest_exception_interact(node: pytest.Item | pytest.Collector, report: pyte
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Read what is held before the first test."""
-    session.config.stash[SESSION] = Session(leaks.read(), kernel_log_problem=kernel_log.problem())
+    log = kernel_log.Marker().__enter__() if kernel_log.problem() is None else None
+    session.config.stash[SESSION] = Session(leaks.read(), log=log)
 
 
 @pytest.hookimpl(trylast=True)
@@ -182,6 +180,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if remembered is None:
         return
     remembered.verdict = leaks.since(remembered.before)
+    if remembered.log is not None:
+        remembered.log.__exit__()
     if remembered.verdict.leaks and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
