@@ -163,7 +163,7 @@ class _JobRun:
 
     def _send(self, remote: Remote, plan: Transfer, snapshot: Snapshot) -> int:
         begin = Begin(
-            self._job, snapshot.name, snapshot.announced_uuid, _announced_ctransid(snapshot),
+            self._job, snapshot.name, snapshot.announced_uuid, snapshot.subvolume.ctransid,
             send_parent=plan.send_parent.snapshot.announced_uuid if plan.send_parent else None,
             clone_sources=[common.snapshot.announced_uuid for common in plan.clone_sources],
         )  # fmt: skip
@@ -195,13 +195,6 @@ class _JobRun:
                 self._source.delete_snapshot(self._new)
             except BtrsyncError as error:
                 self._report.warning(f"job {self._job}: {error}")
-
-
-def _announced_ctransid(snapshot: Snapshot) -> int:
-    # As with the UUID: a received snapshot announces the transaction of its origin.
-    # Source: send_subvol_begin(), fs/btrfs/send.c.
-    subvolume = snapshot.subvolume
-    return subvolume.stransid if subvolume.received_uuid else subvolume.ctransid
 
 
 def _failure(job: str, target: str, error: BtrsyncError, seconds: float) -> JobOutcome:
