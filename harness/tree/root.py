@@ -83,7 +83,7 @@ class Root:
     # ------------------------------------------------------------------------------ looking
 
     def stat(self, path: bytes) -> os.stat_result:
-        return os.stat(path or b".", dir_fd=self.fd, follow_symlinks=False)
+        return os.stat(_below(path), dir_fd=self.fd, follow_symlinks=False)
 
     def exists(self, path: bytes) -> bool:
         try:
@@ -97,7 +97,7 @@ class Root:
 
     def names(self, path: bytes) -> list[bytes]:
         """Return the names in a directory, sorted, so that chance alone never depends on the disk."""
-        with self.open(path or b".", os.O_RDONLY | os.O_DIRECTORY) as fd:
+        with self.open(_below(path), os.O_RDONLY | os.O_DIRECTORY) as fd:
             return sorted(os.fsencode(name) for name in os.listdir(fd))
 
     def read(self, path: bytes) -> bytes:
@@ -120,14 +120,14 @@ class Root:
     @contextmanager
     def open(self, path: bytes, flags: int = os.O_RDWR, mode: int = 0o644) -> Iterator[int]:
         """A descriptor of a file or directory, closed on leaving."""
-        fd = os.open(path or b".", flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=self.fd)
+        fd = os.open(_below(path), flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=self.fd)
         try:
             yield fd
         finally:
             os.close(fd)
 
     def make_directory(self, path: bytes, mode: int = 0o755) -> bytes:
-        os.mkdir(path, mode, dir_fd=self.fd)
+        os.mkdir(_below(path), mode, dir_fd=self.fd)
         return path
 
     def write(self, path: bytes, data: bytes | memoryview, *, offset: int = 0) -> bytes:
@@ -149,22 +149,22 @@ class Root:
             os.fsync(fd)
 
     def rename(self, old: bytes, new: bytes) -> None:
-        os.rename(old, new, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        os.rename(_below(old), _below(new), src_dir_fd=self.fd, dst_dir_fd=self.fd)
 
     def link(self, old: bytes, new: bytes) -> bytes:
-        os.link(old, new, src_dir_fd=self.fd, dst_dir_fd=self.fd, follow_symlinks=False)
+        os.link(_below(old), _below(new), src_dir_fd=self.fd, dst_dir_fd=self.fd, follow_symlinks=False)
         return new
 
     def symlink(self, target: bytes, path: bytes) -> bytes:
-        os.symlink(target, path, dir_fd=self.fd)
+        os.symlink(target, _below(path), dir_fd=self.fd)
         return path
 
     def make_node(self, path: bytes, mode: int, device: int = 0) -> bytes:
-        os.mknod(path, mode, device, dir_fd=self.fd)
+        os.mknod(_below(path), mode, device, dir_fd=self.fd)
         return path
 
     def unlink(self, path: bytes) -> None:
-        os.unlink(path, dir_fd=self.fd)
+        os.unlink(_below(path), dir_fd=self.fd)
 
     def remove(self, path: bytes) -> None:
         """Remove whatever is there: a file, a directory with all that is in it, a nested subvolume."""
@@ -176,23 +176,25 @@ class Root:
         else:
             for name in self.names(path):
                 self.remove(path + b"/" + name)
-            os.rmdir(path, dir_fd=self.fd)
+            os.rmdir(_below(path), dir_fd=self.fd)
 
     def remove_directory(self, path: bytes) -> None:
-        os.rmdir(path, dir_fd=self.fd)
+        os.rmdir(_below(path), dir_fd=self.fd)
 
     def change_owner(self, path: bytes, uid: int, gid: int) -> None:
-        os.chown(path or b".", uid, gid, dir_fd=self.fd, follow_symlinks=False)
+        os.chown(_below(path), uid, gid, dir_fd=self.fd, follow_symlinks=False)
 
     def change_mode(self, path: bytes, mode: int) -> None:
-        os.chmod(path or b".", mode, dir_fd=self.fd)
+        if stat.S_ISLNK(self.stat(path).st_mode):
+            raise ValueError(f"{os.fsdecode(path)!r} is a symlink: chmod would follow it out of the tree")
+        os.chmod(_below(path), mode, dir_fd=self.fd)
 
     def change_time(self, path: bytes, mtime_ns: int) -> None:
-        os.utime(path or b".", ns=(mtime_ns, mtime_ns), dir_fd=self.fd, follow_symlinks=False)
+        os.utime(_below(path), ns=(mtime_ns, mtime_ns), dir_fd=self.fd, follow_symlinks=False)
 
     def _proc_path(self, path: bytes) -> bytes:
         # The os module has xattr calls by path or descriptor only, and a symlink has no descriptor.
-        return b"/proc/self/fd/%d/%s" % (self.fd, path or b".")
+        return b"/proc/self/fd/%d/%s" % (self.fd, _below(path))
 
     def set_xattr(self, path: bytes, name: bytes, value: bytes) -> None:
         os.setxattr(self._proc_path(path), name, value, follow_symlinks=False)
@@ -215,15 +217,22 @@ class Root:
             ioctls.set_inode_flags(fd, add=add, remove=remove)
 
     def create_subvolume(self, path: bytes) -> bytes:
-        directory, _, name = path.rpartition(b"/")
+        directory, _, name = _below(path).rpartition(b"/")
         with self.open(directory, os.O_RDONLY | os.O_DIRECTORY) as fd:
             ioctls.create_subvolume(fd, name)
         return path
 
     def delete_subvolume(self, path: bytes) -> None:
-        directory, _, name = path.rpartition(b"/")
+        directory, _, name = _below(path).rpartition(b"/")
         with self.open(directory, os.O_RDONLY | os.O_DIRECTORY) as fd:
             ioctls.delete_subvolume(fd, name)
+
+
+def _below(path: bytes) -> bytes:
+    """Return a path that stays below the root: the kernel lets a leading slash beat any descriptor."""
+    if path.startswith(b"/") or b".." in path.split(b"/"):
+        raise ValueError(f"{os.fsdecode(path)!r} leads out of the tree")
+    return path or b"."
 
 
 @contextmanager

@@ -94,12 +94,12 @@ def take_directory_names(root: Root, rng: Random) -> None:
 def spread_links(root: Root, rng: Random) -> None:
     """So many long names of one inode that references overflow; some renamed, their directory dropped."""
     found = survey(root)
-    names_in = Counter(file.parent for file in found.files if file.nlink >= _FAN_NAMES // 2)
+    links = [file for file in found.files if file.parent and file.nlink >= _FAN_NAMES // 2]
+    names_in = Counter(file.parent for file in links)
     fans = sorted(directory for directory, count in names_in.items() if count >= _FAN_NAMES // 2)
     if fans:
         fan = rng.choice(fans)
-        names = [fan + b"/" + name for name in root.names(fan)]
-        moved = rng.sample(names, 12)
+        moved = rng.sample([file.path for file in links if file.parent == fan], 12)
         for number, path in enumerate(moved[:6]):
             root.rename(path, root.free_name(fan + b"/renamed-%d-" % number + b"r" * 200))
         for path in moved[6:8]:

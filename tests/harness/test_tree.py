@@ -168,6 +168,35 @@ def test_a_tree_is_made_only_where_nothing_is(subvolumes: list[Path]) -> None:
     assert [path.name for path in subvolumes[0].iterdir()] == ["mine"]
 
 
+@pytest.mark.parametrize("path", [b"/etc", b"/", b"..", b"../beside", b"a/../../beside"])
+def test_no_operation_leaves_the_tree(path: bytes, subvolumes: list[Path]) -> None:
+    (subvolumes[0] / "a").mkdir()
+    with Root(subvolumes[0]) as root:
+        for operation in (
+            root.stat, root.names, root.read, root.make_directory, root.unlink, root.remove,
+            root.remove_directory, root.create_subvolume, root.delete_subvolume, root.xattr_names,
+        ):  # fmt: skip
+            with pytest.raises(ValueError, match="leads out of the tree"):
+                operation(path)
+        for both in ((path, b"new"), (b"a", path)):
+            with pytest.raises(ValueError, match="leads out of the tree"):
+                root.rename(*both)
+            with pytest.raises(ValueError, match="leads out of the tree"):
+                root.link(*both)
+        with pytest.raises(ValueError, match="leads out of the tree"):
+            root.write(path, b"no")
+
+
+def test_the_mode_of_what_a_symlink_points_to_is_never_changed(
+    subvolumes: list[Path], tmp_path: Path
+) -> None:
+    (subvolumes[0] / "link").symlink_to(tmp_path)
+    before = tmp_path.stat().st_mode
+    with Root(subvolumes[0]) as root, pytest.raises(ValueError, match="is a symlink"):
+        root.change_mode(b"link", 0o777)
+    assert tmp_path.stat().st_mode == before
+
+
 def test_another_filesystem_is_refused_in_one_sentence() -> None:
     with pytest.raises(tree.NotBtrfsError, match="on btrfs only"):
         tree.generate(Path("/proc"), 1)

@@ -51,7 +51,7 @@ class Pair:
         return self.source / name
 
     def snapshot(self, of: Path, name: str, *, readonly: bool = True) -> Path:
-        option = ["-r"] if readonly else []
+        option: list[str | Path] = ["-r"] if readonly else []
         run("btrfs", "subvolume", "snapshot", *option, of, of.parent / name)
         return of.parent / name
 
@@ -59,7 +59,7 @@ class Pair:
         """Send into a file and receive from it; the file stays where the test failed."""
         into = into or self.target
         stream = self.streams / f"{snapshot.name}.stream"
-        parent = ["-p", send_parent] if send_parent else []
+        parent: list[str | Path] = ["-p", send_parent] if send_parent else []
         run("btrfs", "send", "--quiet", *self.flags, *parent, "-f", stream, snapshot)
         run("btrfs", "receive", "--quiet", "-f", stream, into)
         return into / snapshot.name
@@ -178,9 +178,10 @@ def test_what_live_writers_had_written_at_the_snapshot_arrives(pair: Pair) -> No
 @pytest.fixture
 def fresh_pair(tmp_path: Path) -> Iterator[Pair]:
     """Two filesystems with nothing in them, for what looks at all that is in them."""
+    # Labels of their own: mkfs takes two loop devices for one if their backing files have one name.
     with (
-        Array(members=1, size_bytes=2 * GIB, label="source") as source_array,
-        Array(members=1, size_bytes=2 * GIB, label="target") as target_array,
+        Array(members=1, size_bytes=2 * GIB, label="fresh-source") as source_array,
+        Array(members=1, size_bytes=2 * GIB, label="fresh-target") as target_array,
         mount(source_array, tmp_path / "source", options="noatime", subvolume=None) as source,
         mount(target_array, tmp_path / "target", options="noatime", subvolume=None) as target,
     ):
