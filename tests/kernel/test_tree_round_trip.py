@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import command, manifest, tree
+from harness import command, ioctls, manifest, tree
 from harness.filesystem import Array, mount
 from harness.tree import drivers
 
@@ -304,15 +304,19 @@ def test_a_setuid_bit_is_lost_where_only_the_owner_differs(pair: Pair) -> None:
     assert lines == ["program: mode: source has 4755, received has 0755"]
 
 
-def test_a_punched_hole_may_arrive_as_zeros_in_an_increment(pair: Pair) -> None:
+def test_a_hole_punched_between_two_snapshots_arrives_as_zeros(pair: Pair) -> None:
+    """The bytes are right, the room is not saved: send has no command for it that it uses."""
     name = f"{'-'.join(pair.flags[1:])}-punched"
     live = pair.subvolume(name)
-    tree.generate(live, 8, "tiny")
+    (live / "file").write_bytes(bytes(range(1, 256)) * 4096)
     first = pair.snapshot(live, f"{name}-0")
     pair.transfer(first)
-    assert tree.mutate(live, 8, ["holes"]) == ["holes"]
+    with (live / "file").open("r+b") as file:
+        ioctls.punch_hole(file.fileno(), 262_144, 131_072)
     second = pair.snapshot(live, f"{name}-1")
     received = pair.transfer(second, first)
     assert differences(second, received) == []
     lines = differences(second, received, with_holes=True)
-    assert all(": holes: " in line for line in lines)
+    if not lines:
+        return  # a kernel that has mended it
+    assert lines == ["file: holes: source has 262144-393216, received has no holes"]
