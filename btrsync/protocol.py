@@ -107,13 +107,17 @@ class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower, omit
 
 
 class Hello(Message, frozen=True):
-    """First message of each end. A look-only client changes nothing, so it waits for no lock."""
+    """First message of each end. A look-only client changes nothing, so it waits for no lock.
+
+    is_server: without it a forced command such as `cat` would answer with our own words, heartbeats too.
+    """
 
     run_id: str
     software: str
     kernel: str
     send_protocol: int
     is_look_only: bool = False
+    is_server: bool = False
 
 
 class Waiting(Message, frozen=True):

@@ -145,6 +145,11 @@ class Remote:
             self._wire.start_heartbeats()
             self._wire.send(self._hello())
             self.peer = self._expect(Hello)
+            if not self.peer.is_server:
+                raise ProtocolError(
+                    f"{self.name} gives our own words back",
+                    hint="the forced command there must be `btrsync serve CLIENT`",
+                )
             message = self._wait_for_inventory(on_waiting)
             self.leftovers_deleted = tuple(message.leftovers_deleted)
             self.backups = {job: tuple(map(_backup, entries)) for job, entries in message.jobs.items()}

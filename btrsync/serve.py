@@ -85,7 +85,14 @@ class _Connection:
         config = load_config()
         directory = config.client_directory(self._client)
         self._wire.send(
-            Hello(hello.run_id, software, os.uname().release, btrfs.send_protocol(), hello.is_look_only)
+            Hello(
+                hello.run_id,
+                software,
+                os.uname().release,
+                btrfs.send_protocol(),
+                hello.is_look_only,
+                is_server=True,
+            )
         )
         with contextlib.ExitStack() as stack:
             swept: list[str] = []

@@ -41,7 +41,7 @@ class Source:
             )
         if not btrfs.is_btrfs(self._directory) or btrfs.fsid(self._directory) != btrfs.fsid(self._subvolume):
             raise StorageError(
-                f"{self._directory} is not on the filesystem of {self._subvolume}, "
+                f"{self._directory} is not on the filesystem of {self._subvolume},"
                 " and a snapshot cannot leave that",
                 hint="set `snapshots` to a directory on the same filesystem",
             )
