@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from btrsync.connections import Connections
 from btrsync.errors import BtrsyncError
+from btrsync.plan.names import printable_name
 from btrsync.plan.parent import common_snapshots
 from btrsync.report import JobSurvey, NullReporter, SnapshotRow
 from btrsync.selection import choose_pairs
@@ -64,7 +65,7 @@ def _rows(source: SourceInventory, backups: tuple[Backup, ...]) -> tuple[Snapsho
         common = held.get(snapshot.subvolume.uuid)
         rows.append(
             SnapshotRow(
-                name=snapshot.name,
+                name=printable_name(snapshot.name),
                 uuid=snapshot.subvolume.uuid,
                 created=snapshot.subvolume.created,
                 where="both" if common else "source",
@@ -78,7 +79,7 @@ def _rows(source: SourceInventory, backups: tuple[Backup, ...]) -> tuple[Snapsho
 
 def _remark(backup: Backup, snapshot: Snapshot | None = None) -> str:
     remarks = []
-    if snapshot is not None and backup.name != snapshot.name:
+    if snapshot is not None and backup.name != printable_name(snapshot.name):
         remarks.append(f"named {backup.name} on the target")
     if not backup.is_readonly:
         remarks.append("writable on the target")

@@ -16,7 +16,7 @@ import msgspec
 
 from btrsync.connections import Connections
 from btrsync.errors import BtrsyncError, ConflictError
-from btrsync.plan.names import new_snapshot_name
+from btrsync.plan.names import new_snapshot_name, printable_name
 from btrsync.plan.parent import Transfer, UpToDate, plan_transfer
 from btrsync.protocol import Begin
 from btrsync.report import ErrorReport, JobOutcome, RunReport
@@ -141,11 +141,11 @@ class _JobRun:
         if isinstance(plan, UpToDate):
             return JobOutcome(
                 job=self._job, target=target, result="nothing_changed",
-                snapshot=plan.latest_common.snapshot.name, seconds=time.monotonic() - began,
+                snapshot=printable_name(plan.latest_common.snapshot.name), seconds=time.monotonic() - began,
             )  # fmt: skip
         if not isinstance(plan, Transfer):
             raise ConflictError(plan)
-        send_parent = plan.send_parent.snapshot.name if plan.send_parent else None
+        send_parent = printable_name(plan.send_parent.snapshot.name) if plan.send_parent else None
         if self._options.is_dry_run:
             return JobOutcome(
                 job=self._job, target=target, result="would_send", kind=plan.kind,

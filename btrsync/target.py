@@ -22,7 +22,7 @@ from btrsync.errors import (
     StorageError,
     StreamError,
 )
-from btrsync.plan.names import is_valid_name
+from btrsync.plan.names import is_valid_name, printable_name
 from btrsync.protocol import BackupEntry, Begin
 from btrsync.stream import format_head
 from btrsync.system import btrfs, files, pipes, process
@@ -47,7 +47,7 @@ class Target:
         self.directory = directory
 
     def inventory(self) -> dict[str, list[BackupEntry]]:
-        """Return all subvolumes of each job, oldest first; staging names are left out.
+        """Return all subvolumes of each job, oldest first, whatever their names; staging ones are left out.
 
         `copies` counts the subvolumes with that received_uuid on the whole filesystem.
         """
@@ -56,9 +56,9 @@ class Target:
         counts = btrfs.received_uuid_counts(self.directory)
         return {
             job: [
-                _entry(name, found, counts[found.received_uuid] if found.received_uuid else 1)
+                _entry(printable_name(name), found, counts[found.received_uuid] if found.received_uuid else 1)
                 for name, found in sorted(self._subvolumes(job).items(), key=lambda item: item[1].id)
-                if is_valid_name(name)
+                if not name.startswith(INCOMING_PREFIX)
             ]
             for job in self._jobs()
         }

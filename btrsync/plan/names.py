@@ -19,6 +19,17 @@ def is_valid_name(name: str) -> bool:
     return NAME_PATTERN.match(name) is not None
 
 
+def printable_name(name: str) -> str:
+    """Return a name of somebody else's choice fit for a line and for JSON: what is not printable is escaped.
+
+    A snapshot may be called whatever the filesystem allows, newlines and bytes that are not UTF-8 too.
+    """
+    if name.isprintable():
+        return name
+    escaped = (word if word.isprintable() else word.encode("unicode_escape").decode() for word in name)
+    return "".join(escaped)
+
+
 def new_snapshot_name(pattern: str, now: datetime, taken: Container[str]) -> str:
     """Return the name of a snapshot made at `now` (aware, UTC), not one of `taken`.
 

@@ -13,6 +13,7 @@ from uuid import UUID
 
 import msgspec
 
+from btrsync.plan.names import is_valid_name, printable_name
 from btrsync.plan.snapshots import Backup, Snapshot
 
 if TYPE_CHECKING:
@@ -115,8 +116,8 @@ class EditedParent(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return (
-            f"job {self.job}: the snapshot {self.snapshot} was edited after it was sent to {self.target},"
-            " so it is no longer what is there"
+            f"job {self.job}: the snapshot {printable_name(self.snapshot)} was edited after it was sent to"
+            f" {self.target}, so it is no longer what is there"
         )
 
     @property
@@ -207,8 +208,14 @@ def plan_transfer(
 
 
 def _is_sendable(candidate: Snapshot, held: Container[UUID], backups: Sequence[Backup]) -> bool:
-    # A second backup of one snapshot would be ambiguous, and a name is given once: make a new one.
-    return candidate.subvolume.uuid not in held and all(backup.name != candidate.name for backup in backups)
+    # A second backup of one snapshot would be ambiguous, a name is given once, not every name is allowed on
+    # a server, and an edited snapshot is not what the subvolume is: make a new one.
+    return (
+        candidate.subvolume.uuid not in held
+        and not candidate.subvolume.was_edited
+        and is_valid_name(candidate.name)
+        and all(backup.name != candidate.name for backup in backups)
+    )
 
 
 def _conflict(
@@ -238,5 +245,5 @@ def _conflict(
 def _names(names: Sequence[str]) -> str:
     if not names:
         return "no snapshot"
-    shown = ", ".join(names[-3:])
+    shown = ", ".join(map(printable_name, names[-3:]))
     return f"{len(names)} ({'…, ' if len(names) > 3 else ''}{shown})"
