@@ -33,15 +33,12 @@ def cut_link(session: Session) -> Result:
     for job in both.jobs:
         write_noise(session.tree(job) / "written-before-the-cut", NOISE_BYTES)
     before = both.backups(*pair)
-    moved_bytes, noticed_s, cut = _cut_a_transfer(session, pair)
+    noticed_s, cut = _cut_a_transfer(session, pair)
     visible = [name for name in both.backups(*pair) if not name.startswith(INCOMING_PREFIX)]
     if visible != before:
         raise StepFailed(f"after the cut the server shows {', '.join(visible)}, not what it showed before")
     _check_failure(cut, pair)
-    session.show.line(
-        f"  cut after {format_bytes(moved_bytes)} had crossed the link;"
-        f" btrsync gave up {noticed_s:.1f} s later with status {cut.returncode}"
-    )
+    session.show.line(f"  btrsync gave up {noticed_s:.1f} s later, with status {cut.returncode}")
     synced, _ = session.sync_all("sent", "incremental")
     paths = session.take_in(synced)
     return Result(
@@ -54,8 +51,8 @@ def cut_link(session: Session) -> Result:
     )
 
 
-def _cut_a_transfer(session: Session, pair: Pair) -> tuple[int, float, Synced]:
-    """Cut the link when bytes are seen to move; return how many, when it was noticed, the end of the run.
+def _cut_a_transfer(session: Session, pair: Pair) -> tuple[float, Synced]:
+    """Cut the link when bytes are seen to move; return after how long that was noticed, and the run.
 
     Raises NotExercised if the transfer was over before.
     """
@@ -66,6 +63,9 @@ def _cut_a_transfer(session: Session, pair: Pair) -> tuple[int, float, Synced]:
             moved_bytes = _wait_until_half_way(session, pair, process)
             both.link.cut()
             cut_at = time.monotonic()
+            session.show.line(
+                f"  the link was cut when {format_bytes(moved_bytes)} of the transfer had crossed it"
+            )
             try:
                 process.wait(NOTICE_S)
             except TimeoutError:
@@ -73,14 +73,15 @@ def _cut_a_transfer(session: Session, pair: Pair) -> tuple[int, float, Synced]:
                     f"btrsync still waits {NOTICE_S:g} s after the cut", session.logs()
                 ) from None
             finally:
-                both.link.restore()
-            noticed_s = time.monotonic() - cut_at
+                noticed_s = time.monotonic() - cut_at
+                both.link.normal()
+                both.restore_link()
             cut = Synced.of(process.completed())
     finally:
         both.link.normal()
     if cut.returncode == 0:
         raise NotExercised("the transfer was finished before the link was cut", cut.stderr.splitlines())
-    return moved_bytes, noticed_s, cut
+    return noticed_s, cut
 
 
 def _wait_until_half_way(session: Session, pair: Pair, process: Process) -> int:

@@ -51,9 +51,10 @@ class Show:
         self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
         self._stream.flush()
 
-    def fact(self, name: str, text: str) -> None:
+    def fact(self, name: str, *lines: str) -> None:
         """Say what something consists of, in two columns."""
-        self.line(f"  {name:<12} {text}")
+        for number, text in enumerate(lines):
+            self.line(f"  {'' if number else name:<12} {text}")
 
     def step(self, name: str) -> None:
         """Say that a step begins."""

@@ -83,9 +83,7 @@ def map_table(path: Path, table: dict[str, Any]) -> Mapped:
         raise CannotRehearse(*(f"{path}: {problem}" for problem in problems), exit_status=UNFIT)
     notes = [_note(target, used[target.name]) for target in targets]
     notes += [
-        f"target {name}: no job names it, so it is left out"
-        for name in table["targets"]
-        if name not in used
+        f"target {name}: no job names it, so it is left out" for name in table["targets"] if name not in used
     ]
     return Mapped(tuple(jobs), tuple(targets), tuple(notes))
 

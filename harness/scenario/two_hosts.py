@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from harness import manifest, sshd
+from harness import manifest, sshd, wait
 from harness.filesystem import GIB, OPTIONS, Array
 from harness.host import Host
 from harness.netns import Link
@@ -185,6 +186,22 @@ class TwoHosts:
         """Start `btrsync sync --json WORDS` and yield it; `Synced.of(process.completed())` at its end."""
         with self.workstation.spawn([self.btrsync_path, "sync", "--json", *words]) as process:
             yield process
+
+    def restore_link(self, *, timeout_s: float = 30) -> None:
+        """Undo a cut and wait until the workstation can connect to daisy again.
+
+        The kernel may still hold it against daisy that it did not answer (a neighbour entry that
+        failed): for some seconds a connection then ends with "No route to host" (measured).
+        """
+        self.link.restore()
+        address = (self.link.addresses[1], self.sshd.port)
+        program = f"import socket; socket.create_connection({address!r}, 5).close()"
+        wait.until(
+            lambda: self.workstation.run([sys.executable, "-I", "-c", program], ok=None).returncode == 0,
+            timeout_s=timeout_s,
+            what=f"a connection to {self.daisy.name} after the link was restored",
+            interval_s=0.1,
+        )
 
     # -------------------------------------------------------------------------------- looking
 
