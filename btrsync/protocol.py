@@ -136,6 +136,7 @@ class BackupEntry(msgspec.Struct, frozen=True, array_like=True):
     is_readonly: bool
     created: datetime
     copies: int
+    was_edited: bool = False
 
 
 class Inventory(Message, frozen=True):

@@ -298,4 +298,5 @@ def _backup(entry: BackupEntry) -> Backup:
         entry.is_readonly,
         entry.created,
         entry.copies,
+        entry.was_edited,
     )

@@ -28,9 +28,9 @@ class Source:
         is_synced: False leaves the sync out. Raises StorageError or RefusedError, which name what is wrong.
         """
         subvolume = btrfs.subvolume(self._subvolume)
-        if not subvolume.is_readonly and subvolume.received_uuid is not None:
+        if subvolume.received_uuid is not None and (not subvolume.is_readonly or subvolume.was_edited):
             raise RefusedError(
-                f"{self._subvolume} is writable and carries a received UUID: its snapshots would"
+                f"{self._subvolume} is or was writable and carries a received UUID: its snapshots would"
                 " pretend to be what was once received",
                 hint="mirror a writable snapshot of it instead: that drops the received UUID",
             )

@@ -83,6 +83,10 @@ def _remark(backup: Backup, snapshot: Snapshot | None = None) -> str:
         remarks.append(f"named {backup.name} on the target")
     if not backup.is_readonly:
         remarks.append("writable on the target")
+    if backup.was_edited:
+        remarks.append("edited on the target")
+    if snapshot is not None and snapshot.subvolume.was_edited:
+        remarks.append("edited here")
     if backup.copies > 1:
         remarks.append(f"{backup.copies} with its received UUID on the target")
     return ", ".join(remarks)

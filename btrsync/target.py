@@ -104,6 +104,8 @@ class Target:
                 raise RefusedError(f"the {what} {uuid} is not among the backups of job {begin.job} here")
             if not entry.is_readonly:
                 raise RefusedError(f"the {what} {entry.name} is writable here: it may have changed")
+            if entry.was_edited:
+                raise RefusedError(f"the {what} {entry.name} was edited here after it was received")
             if entry.copies != 1:
                 raise RefusedError(
                     f"{entry.copies} subvolumes here carry the received UUID of the {what} {entry.name}"
@@ -293,5 +295,6 @@ def _make_private_directory(directory: Path) -> bool:
 
 def _entry(name: str, found: Subvolume, copies: int) -> BackupEntry:
     return BackupEntry(
-        name, found.uuid, found.received_uuid, found.generation, found.is_readonly, found.created, copies
-    )
+        name, found.uuid, found.received_uuid, found.generation, found.is_readonly, found.created, copies,
+        found.was_edited,
+    )  # fmt: skip

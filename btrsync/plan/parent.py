@@ -125,7 +125,25 @@ class EditedParent(msgspec.Struct, frozen=True):
         return "send everything again with `btrsync sync --full`"
 
 
-Conflict = NoCommonSnapshot | AmbiguousParent | WritableParent | EditedParent
+class EditedBackup(msgspec.Struct, frozen=True):
+    """The backups of the common snapshots were made writable, written and made read-only again."""
+
+    job: str
+    target: str
+    backup: str
+
+    def __str__(self) -> str:
+        return (
+            f"job {self.job}: the backup {self.backup} was edited on {self.target} after it was received,"
+            " so it is no longer what was sent"
+        )
+
+    @property
+    def remedy(self) -> str:
+        return "send everything again with `btrsync sync --full`"
+
+
+Conflict = NoCommonSnapshot | AmbiguousParent | WritableParent | EditedParent | EditedBackup
 
 
 def common_snapshots(source: SourceInventory, backups: Sequence[Backup]) -> tuple[Common, ...]:
@@ -148,10 +166,16 @@ def common_snapshots(source: SourceInventory, backups: Sequence[Backup]) -> tupl
 def is_proven(common: Common) -> bool:
     """Tell whether `common` may be a send parent or clone source.
 
-    Its backup must be read-only and unique there, and the snapshot must still be what was sent.
+    Its backup must be unique there, and both must still be what was sent.
     """
+    return common.backup.copies == 1 and _is_intact(common)
+
+
+def _is_intact(common: Common) -> bool:
     return (
-        common.backup.is_readonly and common.backup.copies == 1 and not common.snapshot.subvolume.was_edited
+        common.backup.is_readonly
+        and not common.backup.was_edited
+        and not common.snapshot.subvolume.was_edited
     )
 
 
@@ -193,7 +217,7 @@ def plan_transfer(
     held = {common.snapshot.subvolume.uuid: common for common in commons}
     if candidate is not None and not is_full:
         present = held.get(candidate.subvolume.uuid)
-        if present is not None and present.backup.is_readonly and not candidate.subvolume.was_edited:
+        if present is not None and _is_intact(present):
             return UpToDate(present)
     if candidate is not None and not _is_sendable(candidate, held, backups):
         candidate = None
@@ -233,6 +257,9 @@ def _conflict(
     for common in reversed(commons):
         if not common.backup.is_readonly:
             return WritableParent(job, target, common.backup.name)
+    for common in reversed(commons):
+        if common.backup.was_edited:
+            return EditedBackup(job, target, common.backup.name)
     if commons:
         return EditedParent(job, target, commons[-1].snapshot.name)
     return NoCommonSnapshot(

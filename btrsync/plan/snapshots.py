@@ -7,7 +7,7 @@ alone, never by a name.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -15,6 +15,11 @@ import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+
+EPOCH = datetime.fromtimestamp(0, UTC)
+RECEIVE_SETTLES = timedelta(hours=1)
+"""How long after a receive its last data may reach the disk; far more than the kernel keeps any in memory."""
 
 
 class Subvolume(msgspec.Struct, frozen=True):
@@ -30,14 +35,21 @@ class Subvolume(msgspec.Struct, frozen=True):
     generation: int
     is_readonly: bool
     created: datetime
+    rtransid: int = 0
+    ctime: datetime = EPOCH
+    rtime: datetime = EPOCH
 
     @property
     def was_edited(self) -> bool:
         """Whether a snapshot was flipped writable and written since it was made, flipped back or not.
 
-        A snapshot's ctransid is its otransid until something in it changes. Source: measured.
+        A snapshot's ctransid is its otransid until something in it changes. One that was received may
+        get its last data after its rtransid, without a change: there only the time tells. btrfs-progs
+        takes the received UUID of what it flips away, but others do not. Source: measured.
         """
-        return self.ctransid > self.otransid
+        if self.received_uuid is None:
+            return self.ctransid > self.otransid
+        return self.ctransid > self.rtransid and self.ctime - self.rtime > RECEIVE_SETTLES
 
     @property
     def announced_uuid(self) -> UUID:
@@ -69,6 +81,7 @@ class Backup(msgspec.Struct, frozen=True):
     is_readonly: bool
     created: datetime
     copies: int = 1
+    was_edited: bool = False
 
 
 class SourceInventory(msgspec.Struct, frozen=True):

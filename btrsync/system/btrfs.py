@@ -291,6 +291,9 @@ def _from_info(info: pybtrfs.SubvolumeInfo) -> Subvolume:
         generation=info.generation,
         is_readonly=bool(info.flags & ROOT_RDONLY_FLAG),
         created=datetime.fromtimestamp(info.otime, UTC),
+        rtransid=info.rtransid,
+        ctime=datetime.fromtimestamp(info.ctime, UTC),
+        rtime=datetime.fromtimestamp(info.rtime, UTC),
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from btrsync.system import btrfs
+from btrsync.target import Target
 from harness import command
 from tests.kernel.local_mirror import LocalMirror, local_mirror
 
@@ -40,6 +41,25 @@ def test_an_edited_snapshot_that_was_never_sent_is_not_sent_for_the_subvolume(pl
     assert run.outcome["result"] == "sent"
     assert run.outcome["snapshot"] != "by-hand"
     place.assert_mirrored()
+
+
+def test_a_backup_edited_long_after_its_receive_is_no_parent(
+    place: LocalMirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = str(place.sync().outcome["snapshot"])
+    before = btrfs.subvolume(place.backups / first)
+    assert not before.was_edited
+    edit(place.backups / first, "edited")
+    after = btrfs.subvolume(place.backups / first)
+    assert after.received_uuid == before.received_uuid, "the ioctl leaves it"
+    assert after.ctransid > before.ctransid >= after.rtransid == before.rtransid
+    assert after.ctime > before.ctime
+    assert after.rtime == before.rtime
+    monkeypatch.setattr("btrsync.plan.snapshots.RECEIVE_SETTLES", before.ctime - before.rtime)
+    assert after.was_edited
+    assert not before.was_edited
+    (entry,) = Target(place.target).inventory()["job"]
+    assert entry.was_edited
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)

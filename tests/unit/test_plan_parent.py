@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import msgspec
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from btrsync.plan.parent import (
     AmbiguousParent,
     Common,
+    EditedBackup,
     EditedParent,
     NoCommonSnapshot,
     Transfer,
@@ -186,6 +188,48 @@ def test_a_snapshot_edited_after_it_was_sent_is_no_parent() -> None:
     assert isinstance(plan, Transfer)
     assert plan.send_parent is not None
     assert plan.send_parent.snapshot.name == "s10"
+
+
+def test_an_edited_snapshot_that_the_target_has_not_is_not_sent() -> None:
+    plan = decide(SourceInventory(source(20).subvolume, (source(10).snapshots[0], edited(20))), backup(10))
+    assert isinstance(plan, Transfer)
+    assert plan.snapshot is None
+
+
+def test_a_snapshot_whose_name_no_server_takes_is_not_sent() -> None:
+    odd = Snapshot("two words", subvolume(20))
+    plan = decide(SourceInventory(source(20).subvolume, (odd,)), backup(10))
+    assert not isinstance(plan, Transfer)
+    assert decide(SourceInventory(source(20).subvolume, (odd,))) == Transfer(None, None)
+
+
+def test_a_backup_edited_on_the_target_is_neither_parent_nor_up_to_date() -> None:
+    spoilt = msgspec.structs.replace(backup(20), was_edited=True)
+    plan = decide(source(10, 20), backup(10), spoilt)
+    assert isinstance(plan, Transfer)
+    assert plan.snapshot is None
+    assert plan.send_parent is not None
+    assert plan.send_parent.snapshot.name == "s10"
+    plan = decide(source(20, generation=30), spoilt)
+    assert isinstance(plan, EditedBackup)
+    assert "s20" in str(plan)
+    assert "--full" in plan.remedy
+
+
+@pytest.mark.parametrize(
+    ("ctransid", "hours_later", "was_edited"), [(13, 0, False), (13, 24, True), (9, 24, False)]
+)
+def test_data_that_reaches_the_disk_after_a_receive_is_no_edit_unless_much_later(
+    ctransid: int, hours_later: int, was_edited: bool
+) -> None:
+    received = msgspec.structs.replace(
+        subvolume(10, received_uuid=UUID(int=77)),
+        ctransid=ctransid,
+        rtransid=10,
+        rtime=datetime(2026, 1, 1, tzinfo=UTC),
+        ctime=datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=hours_later),
+    )
+    assert received.was_edited is was_edited
 
 
 def test_when_only_edited_snapshots_are_common_a_person_has_to_choose() -> None:
