@@ -117,8 +117,9 @@ class Remote:
     def _argv(self) -> list[str]:
         config = self._config
         if config.path is not None:
+            # -P: or whatever `btrsync` lies in the working directory would run as root.
             return [
-                sys.executable, "-m", "btrsync", "serve",
+                sys.executable, "-P", "-m", "btrsync", "serve",
                 "--root", str(config.path.parent),
                 "--", config.path.name,
             ]  # fmt: skip

@@ -107,3 +107,16 @@ def test_a_second_target_is_reached_after_a_first_that_took_longer_than_any_bann
         assert synced.outcome("share", "daisy")["seconds"] > 10, "not exercised: the first was too quick"
         for target in both.targets:
             mirror.assert_mirrored(both, synced, "share", target)
+
+
+def test_a_disk_is_served_by_the_installed_btrsync_and_not_by_what_lies_in_the_working_directory(
+    fourfold: TwoHosts,
+) -> None:
+    # `python -m` looks there first unless told otherwise, and the directory may be anybody's.
+    fourfold.workstation.write_text("/tmp/btrsync/__init__.py", "open('/tmp/was-run', 'w')\n")
+    fourfold.workstation.write_text("/tmp/btrsync/__main__.py", "open('/tmp/was-run', 'w')\n")
+    command = f"cd /tmp && exec {fourfold.btrsync_path} sync share --target usb"
+    run = fourfold.workstation.run(["sh", "-c", command], ok=None)
+    assert not fourfold.workstation.path("/tmp/was-run").exists()
+    assert run.returncode == 0, run
+    assert fourfold.snapshots("share") == fourfold.backups("share", "usb")
