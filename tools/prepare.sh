@@ -25,7 +25,11 @@ prepare() {
     if ! is_prepared; then
         mkdir -p .prepare
         (
-            flock 9
+            # Held too by an apt-get or pip that outlived a killed run: it is let finish.
+            flock --nonblock 9 || {
+                say "waiting for another preparation of this clone to end"
+                flock 9
+            }
             is_prepared || prepare_anew
         ) 9>.prepare/lock || exit 1
     fi

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import command
+from harness import command, wait
 
 ROOT = Path(__file__).parents[2]
 ENTRY = '#!/bin/sh\nset -eu\ncd "$(dirname "$0")"\n. tools/prepare.sh\nprepare "$@"\necho prepared\n'
@@ -272,3 +272,24 @@ def test_an_old_python_is_refused(machine: Machine) -> None:
     done = machine.prepare()
     assert done.returncode == 1
     assert "no Python of 3.11 or newer" in done.stderr
+
+
+def test_two_preparations_of_one_clone_take_turns(machine: Machine) -> None:
+    (machine.clone / "constraints.txt").write_text("# another\n")
+    lock = machine.clone / ".prepare/lock"
+    env = {"PATH": str(machine.programs)}
+    with command.spawn(["flock", str(lock), "tail", "--follow", "/dev/null"]) as first:
+        wait.until(
+            lambda: command.run(["flock", "--nonblock", str(lock), "true"], ok=None).returncode != 0,
+            timeout_s=10,
+            what="the first preparation holds its lock",
+        )
+        with command.spawn([str(machine.clone / "entry")], env=env) as second:
+            wait.until(
+                lambda: "waiting for another preparation" in second.stderr,
+                timeout_s=10,
+                what="the second preparation says that it waits",
+            )
+            assert second.poll() is None
+            first.kill()
+            assert second.wait(20) == 0
