@@ -143,19 +143,23 @@ def _introduce(
     )
     for job in mapped.jobs:
         show.fact("workstation", f"job {job.name}: {job.subvolume}, snapshots in {job.snapshots}")
-    show.fact("daisy", f"btrfs array {LABEL} of {both.members} disks at {MIRROR_ROOT}, {both.options}")
+    show.fact(
+        "daisy",
+        f"btrfs array {LABEL} of {both.members} disks at {MIRROR_ROOT}, data single, metadata raid1,",
+        both.options,
+    )
     if both.is_encrypted:
         show.fact("dm-crypt", "each disk of the array is a plain mapping, twofish-xts-plain")
     else:
         show.fact(
             "dm-crypt",
-            "none in this kernel, so the disks are not encrypted; `./rehearse --vm`, which will have it"
-            " in a guest, is not available yet",
+            "none in this kernel, so the encrypted mappings are left out (./rehearse --vm, which",
+            "will play with them in a guest, is not available yet)",
         )
     clients = sorted({target.client for target in mapped.targets if target.path is None})
     if clients:
         commands = ", ".join(f'"btrsync serve {client}"' for client in clients)
-        show.fact("ssh", f"PermitRootLogin forced-commands-only, key bound to {commands}")
+        show.fact("ssh", f"PermitRootLogin forced-commands-only; the key runs {commands} alone")
     for note in mapped.notes:
         show.fact("mapped", note)
     tree = f"a generated tree, {wanted.size}, seed {wanted.seed}"
