@@ -59,7 +59,11 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object as the last line; words go to stderr"
     )
-    return parser.parse_args(words)
+    parser.add_argument("--vm", action="store_true", help=argparse.SUPPRESS)
+    wanted = parser.parse_args(words)
+    if wanted.vm:
+        parser.error("--vm is not available yet: there are no VM images to rehearse in")
+    return wanted
 
 
 def _summary(docstring: str | None) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 
 from harness.rehearsal import arguments
 from harness.rehearsal.show import Result, Show, format_bytes
+from harness.rehearsal.steps import STEPS
 
 RESULTS = [
     Result("first full sync", ok=True, seconds=5.6, bytes_sent=83_400_000, detail="", rate=14.89),
@@ -45,6 +47,17 @@ def test_a_name_that_the_output_cannot_show_is_escaped() -> None:
     assert raw.getvalue() == b"\\u65e5\\u672c \\udcff\n"
 
 
+@pytest.mark.parametrize("name", ["README.md", "README.ja.md"])
+def test_the_readme_shows_the_table_of_a_rehearsal_that_held(name: str) -> None:
+    text = (Path(__file__).parents[2] / name).read_text()
+    shown = text.partition("<!-- output: rehearse -->\n```text\n")[2].partition("```\n")[0].splitlines()
+    assert shown[0].split() == ["step", "sent", "seconds", "MB/s", "verdict"]
+    rows = shown[1 : len(STEPS) + 1]
+    assert [row.split("  ")[0] for row in rows] == [step.name for step in STEPS]
+    assert all(row.endswith("  ok") for row in rows)
+    assert shown[len(STEPS) + 1 : len(STEPS) + 3] == ["", f"all {len(STEPS)} steps hold"]
+
+
 @pytest.mark.parametrize(
     ("size_bytes", "text"),
     [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (83_350_518, "83.4 MB"), (4_000_000_000_000, "4000.0 GB")],
@@ -73,3 +86,10 @@ def test_help_names_every_step_and_status(capsys: pytest.CaptureFixture[str]) ->
     shown = capsys.readouterr().out
     for words in ("first full sync", "renamed parents", "wrong key", "--keep", "Exit status: 0"):
         assert words in shown
+
+
+def test_what_is_not_there_yet_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        arguments.parse(["--vm"])
+    assert caught.value.code == 2
+    assert "--vm is not available yet" in capsys.readouterr().err
