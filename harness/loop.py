@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import itertools
 import os
 import stat
 import threading
@@ -32,6 +33,7 @@ LOOP_MAJOR = 7
 LOOP_CONTROL = Path("/dev/loop-control")
 ATTEMPTS = 64
 DETACH_S = 10.0
+_serials = itertools.count(1)
 
 
 class LoopInfo64(ctypes.Structure):
@@ -158,7 +160,8 @@ class LoopDevice:
     The file has no name that outlives the process: in memory (directory None: what is written
     to it costs RAM), or unlinked in `directory` (for gigabytes). `backing_file` reaches it all the
     same, through our descriptor, to truncate it or to look at its size.
-    `name` is only for people: losetup and /sys show it behind the prefix of the run.
+    `name` is only for people: losetup and /sys show it behind the prefix of the run and a number. The
+    number is there because mkfs.btrfs takes two devices for one if their backing files have one name.
     """
 
     def __init__(self, size_bytes: int, directory: Path | None = None, name: str = "disk") -> None:
@@ -166,6 +169,7 @@ class LoopDevice:
         self.size_bytes = size_bytes
         self.directory = directory
         self.name = name
+        self._label = f"{run_prefix()}{next(_serials)}-{name}"
         self._file = -1
         self._fd = -1
         self._device: Path | None = None
@@ -206,10 +210,9 @@ class LoopDevice:
         self.close()
 
     def _open_file(self) -> int:
-        label = f"{run_prefix()}{self.name}"
         if self.directory is None:
-            return os.memfd_create(label, os.MFD_CLOEXEC)
-        path = self.directory / label
+            return os.memfd_create(self._label, os.MFD_CLOEXEC)
+        path = self.directory / self._label
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         path.unlink()
         return fd
@@ -235,7 +238,7 @@ class LoopDevice:
         fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
         config = LoopConfig(fd=self._file)
         config.info.lo_flags = LO_FLAGS_AUTOCLEAR
-        config.info.lo_file_name = f"{run_prefix()}{self.name}".encode()[:63]
+        config.info.lo_file_name = self._label.encode()[:63]
         try:
             fcntl.ioctl(fd, LOOP_CONFIGURE, config)
         except OSError as error:

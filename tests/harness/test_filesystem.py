@@ -86,6 +86,12 @@ def test_an_array_is_mounted_here_too(array: Array, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_array_is_made_while_one_of_the_same_label_is_mounted(array: Array, tmp_path: Path) -> None:
+    """mkfs.btrfs takes two loop devices for one, and that for mounted, if their files have one name."""
+    with mount(array, tmp_path), Array(label=array.label) as other:
+        assert other.devices[0] != array.devices[0]
+
+
 def test_a_mount_survives_nothing_when_its_host_is_killed(daisy: Host, array: Array) -> None:
     with mount(array, "/MirrorRoot", host=daisy) as path:
         (path / "file").write_text("not synced")

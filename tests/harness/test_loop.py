@@ -50,6 +50,15 @@ def test_many_at_once_are_all_different() -> None:
         assert len({a.device, b.device, c.device}) == 3
 
 
+@pytest.mark.parametrize("where", ["memory", "directory"])
+def test_two_of_one_name_stand_on_files_of_two_names(where: str, tmp_path: Path) -> None:
+    directory = tmp_path if where == "directory" else None
+    with LoopDevice(SIZE, directory, "twin") as a, LoopDevice(SIZE, directory, "twin") as b:
+        assert loop.attached()[a.device] != loop.attached()[b.device]
+        names = [backing.name for device in (a.device, b.device) if (backing := loop.backing(device))]
+        assert len(set(names)) == 2 and all(name.endswith("-twin") for name in names)
+
+
 def test_a_device_that_stays_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "DETACH_S", 0.2)
     made = LoopDevice(SIZE).__enter__()
