@@ -191,7 +191,7 @@ def test_disks_without_room_are_refused_before_anything_is_made(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("moment", ["versions", "first full sync", "cut after"])
+@pytest.mark.parametrize("moment", ["first full sync", "the link was cut"])
 def test_a_rehearsal_that_is_ended_leaves_nothing(directory: Path, number: int, moment: str) -> None:
     env = UNCONTAINED | {"TMPDIR": str(directory)}
     with command.spawn([REHEARSE, "--size", "small", "--steps", "cut link"], env=env) as process:
