@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import re
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
+
+from harness import loop
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -65,6 +68,46 @@ class Marker:
                 raise
             text = record.decode(errors="replace").partition(";")[2]
             said.append(text.splitlines()[0] if text else "")
+
+
+class Watch:
+    """Collects the alarms about the loop devices that this process has at the time they are said."""
+
+    def __init__(self) -> None:
+        """Only remember; entering opens the log."""
+        self._marker = Marker()
+        self._lock = threading.Lock()
+        self._alarms: list[str] = []
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        """Open the log, and look into it before each change of our devices."""
+        self._marker.__enter__()
+        loop.uses.observers.append(self._collect)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        if self._collect in loop.uses.observers:
+            loop.uses.observers.remove(self._collect)
+        self._marker.__exit__()
+
+    def _collect(self) -> None:
+        with self._lock:
+            self._alarms += alarms(self._marker.lines(), loop.uses.current)
+
+    def begin(self) -> None:
+        """Forget what was said until now: it is nobody's or another's."""
+        self._collect()
+        with self._lock:
+            self._alarms.clear()
+            self._count = loop.uses.count
+
+    def end(self) -> list[str]:
+        """Return the alarms since `begin`; none if no loop device was in use meanwhile."""
+        self._collect()
+        is_concerned = loop.uses.count > self._count or bool(loop.uses.current)
+        return list(self._alarms) if is_concerned else []
 
 
 def problem() -> str | None:

@@ -17,10 +17,13 @@ import stat
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from harness import ledger, wait
 from harness.identity import run_prefix
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Source: include/uapi/linux/loop.h. LOOP_CONFIGURE needs Linux 5.8.
 LOOP_CLR_FD = 0x4C01
@@ -112,43 +115,33 @@ def attached() -> dict[Path, str]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
-    """A loop device that this process has attached, for the check of the kernel log."""
-
-    device: Path
-    serial: int
-
-
 class _Uses:
-    """The loop devices of this process: those in use now, and how many there have been."""
+    """The loop devices that this process has attached now, and how many there have been.
+
+    A number belongs to another process as soon as we let go of it. So whoever wants to know whose
+    a word of the kernel is (the check of its log) is called before each change.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._count = 0
-        self.current: dict[Path, int] = {}
-        self.past: list[Use] = []
+        self.current: frozenset[Path] = frozenset()
+        self.count = 0
+        self.observers: list[Callable[[], None]] = []
 
     def add(self, device: Path) -> None:
+        self._tell()
         with self._lock:
-            self._count += 1
-            self.current[device] = self._count
-            self.past.append(Use(device, self._count))
+            self.current |= {device}
+            self.count += 1
 
     def remove(self, device: Path) -> None:
+        self._tell()
         with self._lock:
-            self.current.pop(device, None)
+            self.current -= {device}
 
-    def mark(self) -> tuple[int, frozenset[Path]]:
-        """Return a marker: what is in use now, and the number of the last attachment."""
-        with self._lock:
-            self.past.clear()
-            return self._count, frozenset(self.current)
-
-    def since(self, marker: tuple[int, frozenset[Path]]) -> frozenset[Path]:
-        """Return every device in use at some time since the marker."""
-        with self._lock:
-            return marker[1] | {use.device for use in self.past if use.serial > marker[0]}
+    def _tell(self) -> None:
+        for observer in self.observers:
+            observer()
 
 
 uses = _Uses()
@@ -268,13 +261,15 @@ class LoopDevice:
             if self._fd >= 0:
                 os.close(self._fd)
                 self._fd = -1
-                wait.until(
-                    lambda: not self._is_attached(),
-                    timeout_s=DETACH_S,
-                    what=f"{self.device} detached (is it mounted in a namespace that lives on?)",
-                )
+                try:
+                    wait.until(
+                        lambda: not self._is_attached(),
+                        timeout_s=DETACH_S,
+                        what=f"{self.device} detached (is it mounted in a namespace that lives on?)",
+                    )
+                finally:
+                    uses.remove(self.device)
                 ledger.release(self._entry)
-                uses.remove(self.device)
         finally:
             if self._file >= 0:
                 os.close(self._file)

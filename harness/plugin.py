@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import containment, enter, host, kernel_log, leaks, loop, requires
+from harness import containment, enter, host, kernel_log, leaks, requires
 from harness.fixtures import *  # noqa: F403 - pytest finds fixtures by their being here
 
 if TYPE_CHECKING:
@@ -32,11 +31,11 @@ class Session:
 
     before: leaks.Holdings
     verdict: leaks.Verdict = field(default_factory=lambda: leaks.Verdict((), ()))
-    log: kernel_log.Marker | None = None
+    log: kernel_log.Watch | None = None
 
 
 SESSION = pytest.StashKey[Session]()
-USES = pytest.StashKey[tuple[int, frozenset[Path]]]()
+HAS_BEGUN = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -135,9 +134,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(words)
     log = item.config.stash[SESSION].log
     if log is not None:
-        # What was said before is nobody's or another's.
-        log.lines()
-    item.stash[USES] = loop.uses.mark()
+        log.begin()
+    item.stash[HAS_BEGUN] = True
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -145,10 +143,9 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
     """After all fixtures are gone, hold what the kernel said against the test."""
     yield
     log = item.config.stash[SESSION].log
-    if USES not in item.stash or log is None:
+    if HAS_BEGUN not in item.stash or log is None:
         return
-    devices = loop.uses.since(item.stash[USES])
-    alarms = kernel_log.alarms(log.lines(), devices) if devices else []
+    alarms = log.end()
     if alarms and not item.get_closest_marker("kernel_errors_expected"):
         pytest.fail("the kernel said during this test:\n" + "\n".join(alarms), pytrace=False)
 
@@ -169,7 +166,7 @@ def pytest_exception_interact(node: pytest.Item | pytest.Collector, report: pyte
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Read what is held before the first test."""
-    log = kernel_log.Marker().__enter__() if kernel_log.problem() is None else None
+    log = kernel_log.Watch().__enter__() if kernel_log.problem() is None else None
     session.config.stash[SESSION] = Session(leaks.read(), log=log)
 
 

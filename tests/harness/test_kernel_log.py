@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness import kernel_log
+from harness.loop import LoopDevice
 
 OURS = [Path("/dev/loop3"), Path("/dev/loop4")]
 
@@ -43,3 +44,24 @@ def test_a_marker_gives_what_was_said_since_and_only_once() -> None:
         assert "btrsync-harness: after the marker" in said
         assert "btrsync-harness: before the marker" not in said
         assert "btrsync-harness: after the marker" not in marker.lines()
+
+
+def say(words: str) -> None:
+    Path("/dev/kmsg").write_text(f"btrsync-harness: {words}\n")
+
+
+@pytest.mark.kernel_errors_expected
+@pytest.mark.requires("kernel_log", "loop")
+def test_what_is_said_of_a_device_counts_only_while_it_is_ours() -> None:
+    with kernel_log.Watch() as watch:
+        watch.begin()
+        with LoopDevice(1 << 20) as loop_device:
+            name = loop_device.device.name
+            say(f"BTRFS error (device {name}): ours")
+        say(f"BTRFS error (device {name}): a neighbour's")
+        with LoopDevice(1 << 20):
+            pass
+        assert watch.end() == [f"btrsync-harness: BTRFS error (device {name}): ours"]
+        watch.begin()
+        say("WARNING: while no device was in use")
+        assert watch.end() == []

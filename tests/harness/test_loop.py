@@ -74,9 +74,12 @@ def test_a_device_that_stays_in_use_is_named(monkeypatch: pytest.MonkeyPatch) ->
     )
 
 
-def test_uses_tell_which_devices_a_test_had() -> None:
-    with LoopDevice(SIZE) as before:
-        marker = loop.uses.mark()
-        with LoopDevice(SIZE) as during:
-            device = during.device
-        assert loop.uses.since(marker) == {before.device, device}
+def test_uses_tell_which_devices_are_ours_now_and_before_each_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[frozenset[Path]] = []
+    monkeypatch.setattr(loop.uses, "observers", [lambda: seen.append(loop.uses.current)])
+    before = loop.uses.current
+    with LoopDevice(SIZE) as one:
+        device = one.device
+        assert loop.uses.current == before | {device}
+    assert loop.uses.current == before
+    assert seen == [before, before | {device}]
