@@ -36,7 +36,7 @@ from btrsync.protocol import (
     Waiting,
 )
 from btrsync.system import pipes, process, ssh
-from btrsync.wire import ClosedError, NoBannerError, Wire
+from btrsync.wire import ClosedError, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -265,7 +265,7 @@ class Remote:
         """Let ssh's own last words explain a connection that ended."""
         try:
             yield
-        except (ClosedError, NoBannerError) as error:
+        except ClosedError as error:
             self.is_lost = True
             raise self._explain(error) from error
         except (UnreachableError, ProtocolError):
@@ -278,8 +278,6 @@ class Remote:
         except CommandTimeoutError:
             return error
         if not exit.has_failed:
-            return error
-        if isinstance(error, NoBannerError):
             return error
         return ssh.classify(exit) if self._config.path is None else CommandError(exit)
 

@@ -11,6 +11,8 @@ from harness import faults, wait
 from tests.network import mirror
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from harness.scenario import TwoHosts
 
 pytestmark = pytest.mark.requires("root", "loop", "btrfs", "host", "sshd", "tbf")
@@ -25,12 +27,21 @@ VICTIMS = {
 """Who is killed: where that runs, the status of the run then, and words of its sentence."""
 
 
-def begin(both: TwoHosts) -> str:
-    """Mirror once, then change enough for a transfer of some seconds; return the first snapshot's name."""
-    name = mirror.assert_mirrored(both, both.sync())
-    mirror.change(both)
-    mirror.add_bulk(both)
-    return name
+@pytest.fixture(scope="module")
+def both() -> Iterator[TwoHosts]:
+    """Two hosts for all of these tests: each leaves an equal mirror, so the next one can begin with that."""
+    with mirror.small() as made:
+        mirror.assert_mirrored(made, made.sync())
+        yield made
+
+
+def begin(both: TwoHosts) -> list[str]:
+    """Change enough for a transfer of some seconds; return the snapshots that both sides have."""
+    names = both.snapshots()
+    assert names == both.backups(), "the test before left no equal mirror"
+    mirror.change(both, seed=len(names))
+    mirror.add_bulk(both, seed=len(names))
+    return names
 
 
 @pytest.mark.parametrize("program", VICTIMS)
@@ -38,54 +49,55 @@ def test_a_process_killed_in_the_middle_is_named_and_the_next_run_makes_the_mirr
     both: TwoHosts, program: str
 ) -> None:
     where, status, said = VICTIMS[program]
-    first = begin(both)
+    before = begin(both)
     with mirror.moving(both) as process:
         victim = faults.kill(getattr(both, where), program)
         both.link.normal()
         synced = mirror.finished(process)
     assert synced.returncode == status, (victim, synced)
     assert said in mirror.words(synced)
-    assert both.snapshots() == [first], "the new snapshot is gone: nobody can hold it"
+    assert both.snapshots() == before, "the new snapshot is gone: nobody can hold it"
     mirror.nobody_is_left(both)
     if program != "btrsync serve":
         # A killed server cannot clean up: what it left is swept by the next run.
-        assert mirror.visible_backups(both) == [first]
+        assert mirror.visible_backups(both) == before
     again = both.sync()
     name = mirror.assert_mirrored(both, again)
-    assert again.outcome()["send_parent"] == first
-    assert both.backups() == both.snapshots() == [first, name]
+    assert again.outcome()["send_parent"] == before[-1]
+    assert both.backups() == both.snapshots() == [*before, name]
 
 
 def test_a_client_killed_in_the_middle_leaves_nothing_at_the_server(both: TwoHosts) -> None:
-    first = begin(both)
+    before = begin(both)
     with mirror.moving(both) as process:
         faults.kill(both.workstation, "btrsync sync")
         both.link.normal()
         assert process.wait(10) == -signal.SIGKILL
     mirror.nobody_is_left(both)
-    assert mirror.visible_backups(both) == [first]
+    assert mirror.visible_backups(both) == before
     # The snapshot that the killed run made was never sent: the next run sends it, and makes no other.
-    (_, orphan) = both.snapshots()
+    (*_, orphan) = both.snapshots()
+    assert orphan not in before
     again = both.sync()
     assert mirror.assert_mirrored(both, again) == orphan
-    assert again.outcome()["send_parent"] == first
-    assert both.backups() == both.snapshots() == [first, orphan]
+    assert again.outcome()["send_parent"] == before[-1]
+    assert both.backups() == both.snapshots() == [*before, orphan]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_a_run_at_once_and_takes_its_snapshot_along(both: TwoHosts, number: int) -> None:
-    first = begin(both)
+    before = begin(both)
     with mirror.moving(both) as process:
         faults.kill(both.workstation, "btrsync sync", number)
         assert process.wait(10) == 128 + number
         said = process.stderr
         both.link.normal()
     assert said == f"btrsync: stopped by {signal.Signals(number).name}\n"
-    assert both.snapshots() == [first]
+    assert both.snapshots() == before
     mirror.nobody_is_left(both)
-    assert mirror.visible_backups(both) == [first]
+    assert mirror.visible_backups(both) == before
     name = mirror.assert_mirrored(both, both.sync())
-    assert both.backups() == both.snapshots() == [first, name]
+    assert both.backups() == both.snapshots() == [*before, name]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +119,7 @@ def test_a_process_that_pauses_holds_a_run_up_and_no_more(both: TwoHosts, where:
 def test_a_paused_send_that_the_kernel_begins_anew_is_found_out_and_the_next_run_is_whole(
     both: TwoHosts,
 ) -> None:
-    first = begin(both)
+    before = begin(both)
     with mirror.moving(both) as process:
         with faults.StoppedProcess(both.workstation, "btrfs send"):
             both.link.normal()
@@ -118,10 +130,10 @@ def test_a_paused_send_that_the_kernel_begins_anew_is_found_out_and_the_next_run
     if synced.returncode:
         assert synced.returncode == 6
         assert "btrfs receive" in mirror.words(synced)
-        assert both.snapshots() == mirror.visible_backups(both) == [first]
+        assert both.snapshots() == mirror.visible_backups(both) == before
         synced = both.sync()
     name = mirror.assert_mirrored(both, synced)
-    assert both.backups() == both.snapshots() == [first, name]
+    assert both.backups() == both.snapshots() == [*before, name]
 
 
 def stands_still(both: TwoHosts) -> None:

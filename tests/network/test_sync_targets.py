@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import wait
 from harness.scenario import Job, Target
 from tests.network import mirror
 
@@ -88,25 +87,6 @@ def test_only_the_chosen_job_and_target_are_served(fourfold: TwoHosts) -> None:
     mirror.assert_mirrored(fourfold, synced, "music", "usb")
     assert mirror.connections(fourfold) == 0
     assert fourfold.snapshots("share") == []
-
-
-def test_a_second_target_is_reached_after_a_first_that_took_longer_than_any_banner_may() -> None:
-    both_targets = (Target(), Target("attic", host="attic", client="attic", key_file=Path("/root/.ssh/attic")))
-    job = Job(targets=("daisy", "attic"))
-    with mirror.small(jobs=(job,), targets=both_targets) as both:
-        mirror.add_bulk(both)
-        both.link.slow(mirror.SLOW_RATE_BITS)
-        with both.syncing() as process:
-            wait.until(
-                lambda: process.poll() is not None or both.backups("share", "attic"),
-                timeout_s=60,
-                what="the second target's turn",
-            )
-            both.link.normal()
-            synced = mirror.finished(process)
-        assert synced.outcome("share", "daisy")["seconds"] > 10, "not exercised: the first was too quick"
-        for target in both.targets:
-            mirror.assert_mirrored(both, synced, "share", target)
 
 
 def test_a_disk_is_served_by_the_installed_btrsync_and_not_by_what_lies_in_the_working_directory(
