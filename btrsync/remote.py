@@ -226,8 +226,9 @@ class Remote:
         reason = str(error) or type(error).__name__
         with contextlib.suppress(UnreachableError):
             self._wire.send(Abort(reason[:1000]))
-            # The server answers an Abort with Failed, but not a failure of its own with a second one.
-            if not isinstance(error, RemoteError):
+            # The server answers an Abort with Failed, but not a failure of its own with a second one. Whom
+            # a signal stops has nothing more to say here, so need not wait for who may never answer.
+            if isinstance(error, BtrsyncError) and not isinstance(error, RemoteError):
                 self._wire.receive()
 
     def _hello(self) -> Hello:

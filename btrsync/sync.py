@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from btrsync.connections import Connections
-from btrsync.errors import BtrsyncError, ConflictError
+from btrsync.errors import BtrsyncError, ConflictError, StorageError
 from btrsync.plan.names import new_snapshot_name, printable_name
 from btrsync.plan.parent import Transfer, UpToDate, plan_transfer
 from btrsync.protocol import Begin
@@ -66,6 +66,9 @@ def run(config: ClientConfig, options: SyncOptions, report: Reporter) -> RunRepo
                     stack.enter_context(_job_lock(options, job))
                 except BtrsyncError as error:
                     failed[job] = error
+                except OSError as error:
+                    where = error.filename or options.lock_directory
+                    failed[job] = StorageError(f"cannot lock job {job}: {where}: {error.strerror}")
         # All connections start first: ssh logs in while we look at the sources.
         connections = Connections(
             config, _unique(pair.target for pair in pairs if pair.job not in failed), options.run_id,

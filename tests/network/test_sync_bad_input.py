@@ -138,6 +138,13 @@ def read_only_snapshots(both: TwoHosts) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def read_only_run(both: TwoHosts) -> Iterator[None]:
+    both.workstation.run(["mount", "-t", "tmpfs", "-o", "ro", "none", "/run/btrsync"])
+    yield
+    both.workstation.run(["umount", "/run/btrsync"])
+
+
+@contextlib.contextmanager
 def changed_host_key(both: TwoHosts) -> Iterator[None]:
     before = both.workstation.read_text(sshd.KNOWN_HOSTS)
     other = sshd.host_key("somebody-else", "ed25519").public.split()[:2]
@@ -206,6 +213,9 @@ BANNER = "instead of the btrsync banner"
 SURROUNDINGS: dict[str, tuple[Breaking, int, list[str]]] = {
     "a snapshot directory on a read-only mount": (
         read_only_snapshots, 8, ["/home/foo/share/snapshots", "read-only mount"],
+    ),
+    "a lock directory on a read-only mount": (
+        read_only_run, 8, ["cannot lock job share: /run/btrsync/share.lock: Read-only file system"],
     ),
     "a changed host key": (
         changed_host_key, 5, ["daisy: the host key has changed; it is never accepted silently", "ssh-keygen -R daisy"],

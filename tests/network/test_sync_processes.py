@@ -100,6 +100,22 @@ def test_a_signal_ends_a_run_at_once_and_takes_its_snapshot_along(both: TwoHosts
     assert both.backups() == both.snapshots() == [*before, name]
 
 
+def test_a_signal_ends_a_run_though_neither_its_send_nor_its_server_stirs(both: TwoHosts) -> None:
+    before = begin(both)
+    with mirror.moving(both) as process:
+        with faults.StoppedProcess(both.workstation, "btrfs send"):
+            both.link.normal()
+            # Nothing is left in the pipes: the client waits for its send, between two frames.
+            stands_still(both)
+            with faults.StoppedProcess(both.daisy, "btrsync serve"):
+                faults.kill(both.workstation, "btrsync sync", signal.SIGTERM)
+                # 5 s is what a process gets that does not end when it is told to.
+                assert process.wait(12) == 128 + signal.SIGTERM
+    mirror.nobody_is_left(both)
+    assert both.snapshots() == mirror.visible_backups(both) == before
+    mirror.assert_mirrored(both, both.sync())
+
+
 @pytest.mark.parametrize(
     ("where", "program"),
     [("daisy", "btrfs receive"), ("daisy", "btrsync serve"), ("workstation", "ssh")],
