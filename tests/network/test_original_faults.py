@@ -6,7 +6,6 @@ something else on today's btrfs than its reader expects, the test holds what it 
 
 from __future__ import annotations
 
-import contextlib
 import re
 import signal
 from pathlib import Path
@@ -40,15 +39,6 @@ def two_jobs() -> Iterator[TwoHosts]:
     """Two hosts, and two subvolumes to be mirrored."""
     with mirror.small(jobs=(Job(), MUSIC)) as both:
         yield both
-
-
-@contextlib.contextmanager
-def bytes_moved(both: TwoHosts) -> Iterator[list[int]]:
-    """The bytes that leave the workstation meanwhile: one number, there after leaving."""
-    moved: list[int] = []
-    before = both.bytes_on_link()
-    yield moved
-    moved.append(both.bytes_on_link() - before)
 
 
 def first_sync(both: TwoHosts) -> str:
@@ -210,7 +200,7 @@ def test_a_crash_of_the_original_between_delete_and_rename_leaves_no_parent(both
     assert blocked.returncode == 2
     assert "**CRITICAL** Failed to create new snapshot" in blocked.stdout
     both.workstation.run(["btrfs", "subvolume", "delete", original.snapshots / "snapshot-new"])
-    with bytes_moved(both) as moved:
+    with reenactment.bytes_moved(both) as moved:
         original.run()
     assert moved[0] > FULL_BYTES
     assert original.on_workstation() == ["snapshot-old"]
@@ -238,21 +228,23 @@ def test_a_crash_at_the_end_of_a_run_leaves_its_send_parent(both: TwoHosts) -> N
 
 def test_the_original_deletes_what_the_server_has_committed_and_begins_anew(both: TwoHosts) -> None:
     original = Original(both)
-    reenactment.gate_behind(both.daisy, "mv")
-    with original.running() as process:
-        reenactment.wait_at_gate(both.daisy)
-        faults.kill(both.workstation, "ssh")
-        assert process.wait(30) == 0
-    reenactment.open_gate(both.daisy)
-    mirror.nobody_is_left(both)
+    reenactment.lose_the_answer(original)
     assert original.on_daisy() == ["snapshot1411201201"]
     assert original.is_complete("snapshot1411201201")
     # Nothing is left here that the next run could be sent against.
     assert original.on_workstation() == []
-    with bytes_moved(both) as moved:
+    with reenactment.bytes_moved(both) as moved:
         original.run()
     assert moved[0] > FULL_BYTES
-    assert original.on_daisy() == ["snapshot1411201201", "snapshot1411201202"]
+    # Later there is the one before. Then the chain holds, and one transfer is lost.
+    mirror.change(both)
+    reenactment.lose_the_answer(original)
+    assert original.on_workstation() == ["snapshot-old"]
+    assert original.on_daisy() == [f"snapshot141120120{minute}" for minute in (1, 2, 3)]
+    with reenactment.bytes_moved(both) as moved:
+        original.run()
+    assert moved[0] < FULL_BYTES
+    assert original.on_daisy() == [f"snapshot141120120{minute}" for minute in (1, 2, 3, 4)]
 
 
 def test_what_the_server_may_have_committed_is_kept_and_found_by_the_next_run(both: TwoHosts) -> None:

@@ -126,7 +126,12 @@ def stand_in(host: Host, program: str, script: str) -> None:
 
 
 def gate_behind(host: Host, program: str, words: str = "") -> None:
-    """Let a program do its work and then wait for `open_gate`; words: only when it is called with them."""
+    """Let a program do its work and then wait for `open_gate`; words: only when it is called with them.
+
+    A gate that was opened is closed again.
+    """
+    for name in (REACHED, OPEN):
+        host.path(name).unlink(missing_ok=True)
     stand_in(
         host,
         program,
@@ -149,3 +154,24 @@ def wait_at_gate(host: Host) -> None:
 def open_gate(host: Host) -> None:
     """Let the gated program end, and every later call of it."""
     host.write_text(OPEN, "")
+
+
+def lose_the_answer(original: Original) -> None:
+    """Run the original and kill its ssh when the server has done all of its work."""
+    both = original.both
+    gate_behind(both.daisy, "mv")
+    with original.running() as process:
+        wait_at_gate(both.daisy)
+        faults.kill(both.workstation, "ssh")
+        assert process.wait(30) == 0
+    open_gate(both.daisy)
+    mirror.nobody_is_left(both)
+
+
+@contextlib.contextmanager
+def bytes_moved(both: TwoHosts) -> Iterator[list[int]]:
+    """The bytes that leave the workstation meanwhile: one number, there after leaving."""
+    moved: list[int] = []
+    before = both.bytes_on_link()
+    yield moved
+    moved.append(both.bytes_on_link() - before)
