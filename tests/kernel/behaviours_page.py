@@ -30,6 +30,7 @@ MODULES = (
     "receiving",
     "parents",
     "cut_streams",
+    "losses",
     "rollback",
     "space",
 )
