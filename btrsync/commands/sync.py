@@ -36,7 +36,7 @@ Examples:
   btrsync sync share                one job
   btrsync sync --target usb         every job that goes to the target usb
   btrsync sync --dry-run            what would be sent; changes nothing
-  btrsync sync --full share         send all of it, though nothing is common any more
+  btrsync sync --full share         send all of it anew, when nothing is common any more
   btrsync sync --json | tail -n 1   the report for a program
 """
 
@@ -45,7 +45,7 @@ Examples:
 @jobs_argument
 @config_option
 @target_option
-@click.option("--full", is_flag=True, help="Send everything where source and target share no snapshot.")
+@click.option("--full", is_flag=True, help="Send everything anew, without a send parent, whatever both sides share.")
 @click.option("--dry-run", is_flag=True, help="Tell what would be sent, and change nothing.")
 @click.option("--always", "--force", is_flag=True, help="Make and send a snapshot although nothing changed.")
 @json_option
