@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from harness import loop
+from harness.identity import PREFIX, run_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -71,13 +72,20 @@ class Marker:
 
 
 class Watch:
-    """Collects the alarms about the loop devices that this process has at the time they are said."""
+    """Collects the alarms about the loop devices that this process has at the time they are said.
 
-    def __init__(self) -> None:
+    What the kernel says about itself bears no device. While another session of this harness has
+    loop devices, it may be that one's doing: then it is a rumour and no alarm.
+    `is_alone`: there can be no other session, so that nothing is a rumour.
+    """
+
+    def __init__(self, *, is_alone: bool) -> None:
         """Only remember; entering opens the log."""
+        self._is_alone = is_alone
         self._marker = Marker()
         self._lock = threading.Lock()
         self._alarms: list[str] = []
+        self._has_neighbours = False
         self._count = 0
 
     def __enter__(self) -> Self:
@@ -93,7 +101,9 @@ class Watch:
         self._marker.__exit__()
 
     def _collect(self) -> None:
+        files = () if self._is_alone else loop.attached().values()
         with self._lock:
+            self._has_neighbours |= any(PREFIX in file and run_prefix() not in file for file in files)
             self._alarms += alarms(self._marker.lines(), loop.uses.current)
 
     def begin(self) -> None:
@@ -101,13 +111,17 @@ class Watch:
         self._collect()
         with self._lock:
             self._alarms.clear()
+            self._has_neighbours = False
             self._count = loop.uses.count
-
-    def end(self) -> list[str]:
-        """Return the alarms since `begin`; none if no loop device was in use meanwhile."""
         self._collect()
-        is_concerned = loop.uses.count > self._count or bool(loop.uses.current)
-        return list(self._alarms) if is_concerned else []
+
+    def end(self) -> tuple[list[str], list[str]]:
+        """Return alarms and rumours since `begin`; none if no loop device was in use meanwhile."""
+        self._collect()
+        if loop.uses.count == self._count and not loop.uses.current:
+            return [], []
+        certain = [line for line in self._alarms if not self._has_neighbours or BTRFS_ALARM.search(line)]
+        return certain, [line for line in self._alarms if line not in certain]
 
 
 def problem() -> str | None:

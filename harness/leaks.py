@@ -125,14 +125,18 @@ def difference(before: Holdings, after: Holdings, *, is_alone: bool) -> Verdict:
     return Verdict(tuple(leaks), tuple(foreign))
 
 
+def is_alone() -> bool:
+    """Whether nobody else can be at work on this machine: so in CI, and nowhere else for sure."""
+    return bool(os.environ.get("CI"))
+
+
 def since(before: Holdings, *, settle_s: float = SETTLE_S) -> Verdict:
     """Return what was left behind since a reading, after the kernel had `settle_s` seconds to let go."""
-    is_alone = bool(os.environ.get("CI"))
     latest = [Verdict((), ())]
 
     def is_clean() -> bool:
         gc.collect()
-        latest[0] = difference(before, read(), is_alone=is_alone)
+        latest[0] = difference(before, read(), is_alone=is_alone())
         return not latest[0].leaks
 
     with contextlib.suppress(wait.NeverCame):

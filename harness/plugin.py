@@ -32,6 +32,7 @@ class Session:
     before: leaks.Holdings
     verdict: leaks.Verdict = field(default_factory=lambda: leaks.Verdict((), ()))
     log: kernel_log.Watch | None = None
+    rumours: list[str] = field(default_factory=list)
 
 
 SESSION = pytest.StashKey[Session]()
@@ -145,8 +146,11 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
     log = item.config.stash[SESSION].log
     if HAS_BEGUN not in item.stash or log is None:
         return
-    alarms = log.end()
-    if alarms and not item.get_closest_marker("kernel_errors_expected"):
+    alarms, rumours = log.end()
+    if item.get_closest_marker("kernel_errors_expected"):
+        return
+    item.config.stash[SESSION].rumours += rumours
+    if alarms:
         pytest.fail("the kernel said during this test:\n" + "\n".join(alarms), pytrace=False)
 
 
@@ -166,7 +170,7 @@ def pytest_exception_interact(node: pytest.Item | pytest.Collector, report: pyte
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Read what is held before the first test."""
-    log = kernel_log.Watch().__enter__() if kernel_log.problem() is None else None
+    log = kernel_log.Watch(is_alone=leaks.is_alone()).__enter__() if kernel_log.problem() is None else None
     session.config.stash[SESSION] = Session(leaks.read(), log=log)
 
 
@@ -192,5 +196,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("left behind by this session", red=True)
         for words in remembered.verdict.leaks:
             terminalreporter.line(words)
+    for words in remembered.rumours:
+        terminalreporter.line(f"harness: the kernel said, of us or of a neighbour: {words}")
     for words in remembered.verdict.foreign:
         terminalreporter.line(f"harness: appeared meanwhile, not ours: {words}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import kernel_log
+from harness import kernel_log, loop
 from harness.loop import LoopDevice
 
 OURS = [Path("/dev/loop3"), Path("/dev/loop4")]
@@ -53,7 +53,7 @@ def say(words: str) -> None:
 @pytest.mark.kernel_errors_expected
 @pytest.mark.requires("kernel_log", "loop")
 def test_what_is_said_of_a_device_counts_only_while_it_is_ours() -> None:
-    with kernel_log.Watch() as watch:
+    with kernel_log.Watch(is_alone=True) as watch:
         watch.begin()
         with LoopDevice(1 << 20) as loop_device:
             name = loop_device.device.name
@@ -61,7 +61,34 @@ def test_what_is_said_of_a_device_counts_only_while_it_is_ours() -> None:
         say(f"BTRFS error (device {name}): a neighbour's")
         with LoopDevice(1 << 20):
             pass
-        assert watch.end() == [f"btrsync-harness: BTRFS error (device {name}): ours"]
+        alarms, _ = watch.end()
+        assert [line for line in alarms if line.startswith("btrsync-harness")] == [
+            f"btrsync-harness: BTRFS error (device {name}): ours"
+        ]
         watch.begin()
         say("WARNING: while no device was in use")
-        assert watch.end() == []
+        assert watch.end() == ([], [])
+
+
+@pytest.mark.parametrize(("is_alone", "neighbour"), [(True, True), (False, True), (False, False)])
+@pytest.mark.kernel_errors_expected
+@pytest.mark.requires("kernel_log", "loop")
+def test_what_bears_no_device_is_a_rumour_while_a_neighbour_is_at_work(
+    is_alone: bool, neighbour: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {Path("/dev/loop99"): "/memfd:btrsync-harness-000000-1-disk (deleted)"} if neighbour else {}
+    monkeypatch.setattr(loop, "attached", lambda: files)
+    with kernel_log.Watch(is_alone=is_alone) as watch:
+        watch.begin()
+        with LoopDevice(1 << 20) as loop_device:
+            ours = f"btrsync-harness: BTRFS error (device {loop_device.device.name}): ours"
+            say("WARNING: planted")
+            say(ours.partition(": ")[2])
+        # Of neighbours that really are at work we may hear too.
+        certain, rumours = (
+            [line for line in lines if line.startswith("btrsync-harness")] for lines in watch.end()
+        )
+    if neighbour and not is_alone:
+        assert (certain, rumours) == ([ours], ["btrsync-harness: WARNING: planted"])
+    else:
+        assert (certain, rumours) == (["btrsync-harness: WARNING: planted", ours], [])
