@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from btrsync.commands.invocation import Invocation
-from btrsync.errors import BtrsyncError
+from btrsync.errors import MACHINE_ERRNOS, BtrsyncError, storage_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -66,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 status = _run(arguments, invocation)
         except BtrsyncError as error:
             status = _explain(error, invocation)
+        except OSError as error:
+            known = error.errno in MACHINE_ERRNOS
+            status = _explain(storage_error(error), invocation) if known else _explain_bug(error, invocation)
         except StopSignal as stop:
             print(f"btrsync: stopped by {signal.Signals(stop.number).name}", file=sys.stderr)
             status = 128 + stop.number

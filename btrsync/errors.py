@@ -7,6 +7,8 @@ as something that renders itself.
 
 from __future__ import annotations
 
+import errno
+import os
 import shlex
 from typing import TYPE_CHECKING, Protocol
 
@@ -176,6 +178,22 @@ class StorageError(BtrsyncError):
 
 class NoSpaceError(StorageError):
     """The target has no room."""
+
+
+MACHINE_ERRNOS = frozenset({
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM,
+    errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP,
+    errno.ENXIO, errno.ESTALE,
+})  # fmt: skip
+"""What may fail on a sound program's way through a machine in trouble; any other is likely a bug."""
+
+
+def storage_error(error: OSError, *, hint: str | None = None) -> StorageError:
+    """Return what the machine refused as one sentence that names the path, if there is one."""
+    kind = NoSpaceError if error.errno in {errno.ENOSPC, errno.EDQUOT} else StorageError
+    reason = os.strerror(error.errno or 0)
+    named = isinstance(error.filename, (str, bytes, os.PathLike))
+    return kind(f"{os.fsdecode(error.filename)}: {reason}" if named else reason, hint=hint)
 
 
 class IntegrityError(BtrsyncError):

@@ -151,8 +151,8 @@ class NullReporter:
 class PlainReporter:
     """Whole lines for a log: no colours, no carriage returns, progress at most every 30 s per target.
 
-    log: where steps, progress and warnings go; summary: where each outcome goes; has_steps: False
-    leaves the steps out, as a run without -v does.
+    log: where steps, progress, warnings and failures go; summary: where each other outcome goes;
+    has_steps: False leaves the steps out, as a run without -v does.
     """
 
     def __init__(
@@ -190,11 +190,11 @@ class PlainReporter:
         self._write(self._log, f"btrsync: warning: {text}")
 
     def outcome(self, outcome: JobOutcome) -> None:
-        """Write what came of one job at one target."""
+        """Write what came of one job at one target; a failure to the log, where a timer's mail sees it."""
         key = (outcome.job, outcome.target)
         self._began.pop(key, None)
         self._said.pop(key, None)
-        self._write(self._summary, format_outcome(outcome))
+        self._write(self._log if outcome.has_failed else self._summary, format_outcome(outcome))
 
     @staticmethod
     def _write(file: TextIO, line: str) -> None:

@@ -11,7 +11,14 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from btrsync.errors import BtrsyncError, IntegrityError, ProtocolError, UnreachableError
+from btrsync.errors import (
+    MACHINE_ERRNOS,
+    BtrsyncError,
+    IntegrityError,
+    ProtocolError,
+    UnreachableError,
+    storage_error,
+)
 from btrsync.protocol import (
     OUR_VERSIONS,
     Abort,
@@ -66,11 +73,19 @@ def serve(
             log(str(error))
             return error.exit_status
         except BtrsyncError as error:
-            log(str(error))
-            with contextlib.suppress(UnreachableError):
-                wire.send(_failed(error))
-            return error.exit_status
+            return _tell(wire, error, log)
+        except OSError as error:
+            if error.errno not in MACHINE_ERRNOS:
+                raise
+            return _tell(wire, storage_error(error, hint="see to the server"), log)
     return 0
+
+
+def _tell(wire: Wire, error: BtrsyncError, log: Callable[[str], None]) -> int:
+    log(str(error))
+    with contextlib.suppress(UnreachableError):
+        wire.send(_failed(error))
+    return error.exit_status
 
 
 class _Connection:

@@ -21,6 +21,7 @@ from btrsync.errors import (
     RefusedError,
     StorageError,
     StreamError,
+    UnreachableError,
 )
 from btrsync.plan.names import is_valid_name, printable_name
 from btrsync.protocol import BackupEntry, Begin
@@ -256,8 +257,14 @@ class Incoming:
             )
         with storage_errors(self._directory):
             files.rename_noreplace(self._directory_fd, self._staging, self.begin.name)
-        # From here on it is visible: a failure must not be told as one that left nothing.
-        os.fsync(self._directory_fd)
+        try:
+            os.fsync(self._directory_fd)
+        except OSError as error:
+            # Visible, and perhaps not on disk. The client must hear neither yes nor no, or it would drop its
+            # snapshot: so the connection ends here, and the next run finds out.
+            raise UnreachableError(
+                f"{path.parent / self.begin.name} has its name, but cannot be made durable: {error.strerror}"
+            ) from error
         return _entry(self.begin.name, found, 1)
 
     def _check_received(self, found: Subvolume) -> None:

@@ -45,7 +45,7 @@ Examples:
 @jobs_argument
 @config_option
 @target_option
-@click.option("--full", is_flag=True, help="Send everything anew, without a send parent, whatever both sides share.")
+@click.option("--full", is_flag=True, help="Send all of it anew, without a send parent, whatever is common.")
 @click.option("--dry-run", is_flag=True, help="Tell what would be sent, and change nothing.")
 @click.option("--always", "--force", is_flag=True, help="Make and send a snapshot although nothing changed.")
 @json_option

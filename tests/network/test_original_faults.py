@@ -385,8 +385,7 @@ def test_a_failure_is_named_in_the_output_and_by_the_exit_status(both: TwoHosts)
     failed = both.btrsync("sync", ok=(5,))
     for_a_program = both.sync(ok=(5,))
     both.link.clear()
-    # A timer's journal takes both streams. Where one of them is for a program, the other is for people.
-    for words in (failed.stdout + failed.stderr, for_a_program.stderr):
+    for words in (failed.stderr, for_a_program.stderr):
         assert words.startswith("share → daisy: FAILED: daisy: ")
         assert "  hint: " in words
     assert_survived(both)

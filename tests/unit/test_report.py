@@ -159,6 +159,15 @@ class FullDisk(io.StringIO):
         raise OSError(errno.ENOSPC, text)
 
 
+def test_a_failure_goes_where_a_timer_sees_it_and_a_success_to_the_output() -> None:
+    log, summary = io.StringIO(), io.StringIO()
+    reporter = PlainReporter(log, summary, has_steps=False)
+    reporter.outcome(SENT)
+    reporter.outcome(failed("attic", UnreachableError("attic: no route", hint="look")))
+    assert log.getvalue() == "share → attic: FAILED: attic: no route\n  hint: look\n"
+    assert summary.getvalue() == format_outcome(SENT) + "\n"
+
+
 def test_a_log_that_cannot_be_written_does_not_stop_a_run() -> None:
     log = FullDisk()
     reporter = PlainReporter(log, log)
