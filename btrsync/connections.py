@@ -33,7 +33,12 @@ class Connections:
     ) -> None:
         self._remotes = {
             name: Remote(
-                name, config.targets[name], run_id=run_id, software=SOFTWARE, is_look_only=is_look_only
+                name,
+                config.targets[name],
+                # Of each target its own: two that reach one directory must not take over from each other.
+                run_id=f"{run_id}/{name}" if run_id else "",
+                software=SOFTWARE,
+                is_look_only=is_look_only,
             )
             for name in targets
         }

@@ -18,6 +18,7 @@ from btrsync.errors import (
     LockedError,
     ProtocolError,
     RemoteError,
+    StorageError,
     UnreachableError,
 )
 from btrsync.plan.snapshots import Backup
@@ -117,6 +118,12 @@ class Remote:
     def _argv(self) -> list[str]:
         config = self._config
         if config.path is not None:
+            if not config.path.is_dir():
+                # Never made by itself: below a mount point without its disk it would lie on another one.
+                raise StorageError(
+                    f"{self.name}: {config.path} is not there",
+                    hint=f"is its disk mounted? Otherwise: mkdir {config.path}",
+                )
             # -P: or whatever `btrsync` lies in the working directory would run as root.
             return [
                 sys.executable, "-P", "-m", "btrsync", "serve",

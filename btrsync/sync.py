@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from btrsync.connections import Connections
-from btrsync.errors import BtrsyncError, ConflictError, StorageError
+from btrsync.errors import MACHINE_ERRNOS, BtrsyncError, ConflictError, StorageError, storage_error
 from btrsync.plan.names import new_snapshot_name, printable_name
 from btrsync.plan.parent import Transfer, UpToDate, plan_transfer
 from btrsync.protocol import Begin
@@ -117,7 +117,7 @@ class _JobRun:
         began = time.monotonic()
         try:
             source = self._source.inventory()
-        except BtrsyncError as error:
+        except (BtrsyncError, OSError) as error:
             for target in targets:
                 self._tell(_failure(self._job, target, error, time.monotonic() - began))
             return
@@ -126,7 +126,7 @@ class _JobRun:
                 began = time.monotonic()
                 try:
                     outcome = self._serve_target(source, target, began)
-                except BtrsyncError as error:
+                except (BtrsyncError, OSError) as error:
                     outcome = _failure(self._job, target, error, time.monotonic() - began)
                 self._tell(outcome)
         finally:
@@ -200,7 +200,11 @@ class _JobRun:
                 self._report.warning(f"job {self._job}: {error}")
 
 
-def _failure(job: str, target: str, error: BtrsyncError, seconds: float) -> JobOutcome:
+def _failure(job: str, target: str, error: BtrsyncError | OSError, seconds: float) -> JobOutcome:
+    if isinstance(error, OSError):
+        if error.errno not in MACHINE_ERRNOS:
+            raise error
+        error = storage_error(error)
     return JobOutcome(job=job, target=target, result="failed", seconds=seconds, error=ErrorReport.of(error))
 
 

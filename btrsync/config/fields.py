@@ -33,8 +33,8 @@ class TargetConfig(msgspec.Struct, frozen=True, kw_only=True):
         Path | None,
         Meta(
             description="For a target on this machine, a disk that is plugged in for example: a directory"
-            " on its btrfs filesystem, in which each job gets a directory of its own."
-            " Not together with `host`."
+            " on its btrfs filesystem, in which each job gets a directory of its own. It is never made by"
+            " btrsync: without it, the disk is taken for not mounted. Not together with `host`."
         ),
     ] = None
     user: Annotated[str, Meta(description="User to log in as on `host`.")] = "root"

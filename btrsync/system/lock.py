@@ -91,7 +91,9 @@ class Lock:
     ) -> None:
         try:
             # While it is still ours: nobody may read our name in a lock that another holds.
-            os.ftruncate(self._fd, 0)
+            # A filesystem that was forced read-only meanwhile cannot: the holder named there is dead soon.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, 0)
         finally:
             os.close(self._fd)
             self._fd = -1

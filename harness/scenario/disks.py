@@ -100,8 +100,9 @@ def workstation_disks(
             if job.name in inside:
                 host.path(job.subvolume.parent).mkdir(parents=True, exist_ok=True)
                 host.run(["btrfs", "subvolume", "create", job.subvolume])
-        for job in jobs:
-            host.path(job.snapshots).mkdir(parents=True, exist_ok=True)
+        local_paths = [target.path for target in targets if target.path is not None]
+        for wanted in [job.snapshots for job in jobs] + local_paths:
+            host.path(wanted).mkdir(parents=True, exist_ok=True)
         yield
 
 

@@ -100,3 +100,25 @@ def test_a_disk_is_served_by_the_installed_btrsync_and_not_by_what_lies_in_the_w
     assert not fourfold.workstation.path("/tmp/was-run").exists()
     assert run.returncode == 0, run
     assert fourfold.snapshots("share") == fourfold.backups("share", "usb")
+
+
+def test_a_local_target_whose_disk_is_not_mounted_is_not_made_elsewhere(fourfold: TwoHosts) -> None:
+    place = fourfold.workstation.path(USB.path or Path())
+    place.rmdir()
+    synced = fourfold.sync("--target", "usb", ok=(8,))
+    for job in fourfold.jobs:
+        assert "is its disk mounted?" in synced.outcome(job, "usb")["error"]["hint"]
+    assert not place.exists()
+    assert fourfold.snapshots() == []
+
+
+def test_two_targets_that_reach_one_directory_do_not_take_over_from_each_other() -> None:
+    twin = Target("twin", host="twin")
+    with mirror.small(jobs=(Job(targets=("daisy", "twin")),), targets=(Target(), twin)) as both:
+        config = both.workstation.read_text("/etc/btrsync/btrsync.toml")
+        both.workstation.write_text(
+            "/etc/btrsync/btrsync.toml", config.replace("port = 22", "port = 22\nbusy_wait_s = 1")
+        )
+        synced = both.sync(ok=(0, 1))
+        mirror.assert_mirrored(both, synced, "share", "daisy")
+        assert synced.outcome("share", "twin")["error"]["exit_status"] == 4
