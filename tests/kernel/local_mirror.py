@@ -87,6 +87,7 @@ def local_mirror(directory: Path) -> Iterator[LocalMirror]:
     ):
         command.run(["btrfs", "subvolume", "create", source / "live"])
         (source / "snapshots").mkdir()
+        (target / "mirror").mkdir(mode=0o700)
         config = directory / "btrsync.toml"
         config.write_text(
             f'[targets.disk]\npath = "{target / "mirror"}"\n'
