@@ -27,6 +27,7 @@ from btrsync.plan.names import is_valid_name, printable_name
 from btrsync.protocol import BackupEntry, Begin
 from btrsync.stream import format_head
 from btrsync.system import btrfs, files, pipes, process
+from btrsync.system.mounts import missing_mount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -164,6 +165,12 @@ def open_target(directory: Path, *, root: Path, is_look_only: bool) -> Target:
             raise StorageError(
                 f"{root} is mounted read-only, so nothing can be received there",
                 hint="see dmesg for why; if it was mounted so on purpose: mount -o remount,rw",
+            )
+        if not directory.exists() and (point := missing_mount(root)) is not None:
+            raise StorageError(
+                f"{point} is a mount point in /etc/fstab and nothing is mounted there,"
+                f" so {directory} was not made",
+                hint=f"mount {point}",
             )
         _make_private_directory(directory)
     return Target(directory)

@@ -12,6 +12,7 @@ import msgspec
 from btrsync.errors import StorageError
 
 MOUNTINFO: Final = Path("/proc/self/mountinfo")
+FSTAB: Final = Path("/etc/fstab")
 
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 
@@ -60,6 +61,24 @@ def mount_of(path: Path) -> Mount:
         if mount.id == number:
             return mount
     raise StorageError(f"cannot tell what is mounted at {path}: its mount is not in {MOUNTINFO}")
+
+
+def missing_mount(path: Path, *, fstab: Path = FSTAB) -> Path | None:
+    """Return the mount point at or above `path` that fstab names and that nothing is mounted at, if any.
+
+    What is written below it lands on another disk than was meant. path: exists. A file without a line
+    that can be read names none. Raises StorageError. Source: fstab(5).
+    """
+    try:
+        lines = fstab.read_bytes().splitlines()
+    except OSError:
+        return None
+    fields = [line.split() for line in lines if not line.lstrip().startswith(b"#")]
+    points = {Path(_unescape(line[1])) for line in fields if len(line) > 1}
+    for point in (path, *path.parents):
+        if point in points and mount_of(point).mount_point != point:
+            return point
+    return None
 
 
 def parse_mountinfo(text: bytes) -> list[Mount]:

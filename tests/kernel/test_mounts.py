@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from btrsync.errors import StorageError
-from btrsync.system.mounts import mount_of
+from btrsync.system.mounts import missing_mount, mount_of
 from harness import command
 from harness.filesystem import Array, mount
 
@@ -109,3 +109,19 @@ def test_a_filesystem_turned_readonly_is_readonly_through_every_mount(tmp_path: 
 def test_what_is_not_there_is_held_by_no_mount(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="missing"):
         mount_of(tmp_path / "missing")
+
+
+def test_a_mount_point_of_fstab_without_its_mount_is_found_from_below(tmp_path: Path) -> None:
+    fstab = tmp_path / "fstab"
+    point, other = tmp_path / "mirror root", tmp_path / "other"
+    line = str(point).replace(" ", "\\040")
+    fstab.write_text(f"# LABEL=x {other} btrfs\n\nLABEL=x {line} btrfs noauto 0 0\nnone swap swap\nbroken\n")
+    (point / "btrsync").mkdir(parents=True)
+    other.mkdir()
+    assert missing_mount(point / "btrsync", fstab=fstab) == point
+    assert missing_mount(point, fstab=fstab) == point
+    assert missing_mount(other, fstab=fstab) is None
+    assert missing_mount(point, fstab=tmp_path / "none") is None
+    with Array(1, 128 * MIB, label="mounts") as array, mount(array, point, subvolume=None):
+        (point / "btrsync").mkdir()
+        assert missing_mount(point / "btrsync", fstab=fstab) is None

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID, uuid4
 
@@ -34,6 +35,8 @@ from btrsync.protocol import (
     Waiting,
 )
 from btrsync.system import btrfs, process
+from btrsync.system.mounts import missing_mount
+from btrsync.target import open_target
 from btrsync.wire import ClosedError, Wire
 from harness import command, manifest, wait
 from harness.filesystem import Array, mount
@@ -479,6 +482,19 @@ def test_a_root_that_is_missing_is_not_made(place: Place) -> None:
         client.expect(Hello)
         assert "is the array open and mounted?" in str(client.expect(Failed).hint)
     assert not missing.root.exists()
+
+
+def test_below_an_empty_mount_point_no_clients_directory_is_made(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fstab = tmp_path / "fstab"
+    fstab.write_text(f"LABEL=MirrorBtr {place.root} btrfs noauto 0 0\n")
+    monkeypatch.setattr("btrsync.target.missing_mount", partial(missing_mount, fstab=fstab))
+    with pytest.raises(StorageError, match="nothing is mounted there"):
+        open_target(place.directory, root=place.root, is_look_only=False)
+    assert place.listing() == []
+    place.directory.mkdir(mode=0o700)
+    open_target(place.directory, root=place.root, is_look_only=False)
 
 
 def test_a_neighbouring_newer_client_is_served_and_a_far_newer_one_told_what_to_upgrade(place: Place) -> None:
