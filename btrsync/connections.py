@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from btrsync import __version__
-from btrsync.errors import BtrsyncError
+from btrsync.errors import BtrsyncError, UnreachableError
 from btrsync.remote import Remote
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ class Connections:
         """Return the greeted connection to a target; raises what its greeting raised, each time."""
         remote = self._remotes[name]
         if name not in self._opened:
-            self._opened[name] = None
+            # Whatever ends the greeting, no connection may look open then, and empty.
+            self._opened[name] = UnreachableError(f"{name}: the greeting did not come to its end")
             try:
                 if time.monotonic() - self._started > FRESH_S:
                     remote.renew()
@@ -78,6 +79,7 @@ class Connections:
             except BtrsyncError as error:
                 self._opened[name] = error
             else:
+                self._opened[name] = None
                 for leftover in remote.leftovers_deleted:
                     self._report.step("", name, f"deleted {leftover}, left by an interrupted transfer")
         failure = self._opened[name]

@@ -20,6 +20,8 @@ from btrsync.errors import ProtocolError
 
 BANNER_BYTES = 32
 MAX_CONTROL_BYTES = 16 << 20
+MAX_REQUEST_BYTES = 64 << 10
+"""Of a client's message: the longest is a `Begin` with its clone sources."""
 MAX_DATA_BYTES = 1 << 20
 FRAME_HEADER = struct.Struct("<BI")
 
@@ -88,13 +90,14 @@ class Frame(NamedTuple):
     size_bytes: int
 
 
-def parse_frame_header(header: bytes, *, peer: str) -> Frame:
+def parse_frame_header(header: bytes, *, peer: str, max_control_bytes: int = MAX_CONTROL_BYTES) -> Frame:
     """Return the frame that `header` announces.
 
-    Raises ProtocolError at an unknown type, or a length above what that type may have.
+    max_control_bytes: of a message from that peer. Raises ProtocolError at an unknown type, or a length
+    above what that type may have.
     """
     kind, size_bytes = FRAME_HEADER.unpack(header)
-    limits = {FrameType.CONTROL: MAX_CONTROL_BYTES, FrameType.DATA: MAX_DATA_BYTES, FrameType.HEARTBEAT: 0}
+    limits = {FrameType.CONTROL: max_control_bytes, FrameType.DATA: MAX_DATA_BYTES, FrameType.HEARTBEAT: 0}
     if kind not in limits:
         raise ProtocolError(f"{peer} sent a frame of unknown type {kind}")
     if size_bytes > limits[FrameType(kind)]:

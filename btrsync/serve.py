@@ -20,6 +20,7 @@ from btrsync.errors import (
     storage_error,
 )
 from btrsync.protocol import (
+    MAX_REQUEST_BYTES,
     OUR_VERSIONS,
     Abort,
     Begin,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 HEAD_BYTES = 16 << 10
 WAITING_INTERVAL_S = 2.0
+RUN_ID_CHARACTERS = 128
 
 
 def serve(
@@ -63,7 +65,8 @@ def serve(
     load_config: called once the client can be told what is wrong with the configuration; software:
     our name and version; log: takes one line for the server's log. Never raises BtrsyncError.
     """
-    with Wire(read_fd, write_fd, peer=f"client {client}") as wire:
+    peer = f"client {client}"
+    with Wire(read_fd, write_fd, peer=peer, max_control_bytes=MAX_REQUEST_BYTES) as wire:
         try:
             wire.greet(OUR_VERSIONS)
             wire.start_heartbeats()
@@ -128,6 +131,8 @@ class _Connection:
         message = self._wire.receive()
         if not isinstance(message, Hello):
             raise ProtocolError(f"client {self._client} began with {type(message).__name__} instead of Hello")
+        if len(message.run_id) > RUN_ID_CHARACTERS or not message.run_id.isprintable():
+            raise ProtocolError(f"client {self._client} has {message.run_id[:100]!r} for its run id")
         return message
 
     def _lock(self, target: Target, run_id: str, wait_s: float) -> Lock:

@@ -180,6 +180,10 @@ class _JobRun:
             if remote.is_lost:
                 self._connections.lose(remote.name, error)
             raise
+        except OSError as error:
+            # Whose turn it is to speak on that wire is not known any more.
+            self._connections.lose(remote.name, storage_error(error))
+            raise
         return size_bytes
 
     def _new_snapshot(self, backups: Iterable[Backup]) -> Snapshot:

@@ -30,7 +30,7 @@ from btrsync.system import btrfs, files, pipes, process
 from btrsync.system.mounts import missing_mount
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
     from uuid import UUID
 
@@ -56,14 +56,14 @@ class Target:
         if not self.directory.is_dir():
             return {}
         counts = btrfs.received_uuid_counts(self.directory)
-        return {
-            job: [
-                _entry(printable_name(name), found, counts[found.received_uuid] if found.received_uuid else 1)
-                for name, found in sorted(self._subvolumes(job).items(), key=lambda item: item[1].id)
-                if not name.startswith(INCOMING_PREFIX)
-            ]
-            for job in self._jobs()
-        }
+        return {job: self._entries(job, counts) for job in self._jobs()}
+
+    def _entries(self, job: str, counts: Mapping[UUID, int]) -> list[BackupEntry]:
+        return [
+            _entry(printable_name(name), found, counts[found.received_uuid] if found.received_uuid else 1)
+            for name, found in sorted(self._subvolumes(job).items(), key=lambda item: item[1].id)
+            if not name.startswith(INCOMING_PREFIX)
+        ]
 
     def sweep(self) -> list[str]:
         """Delete what an interrupted receive left behind; return the names. Needs the client's lock."""
@@ -89,17 +89,21 @@ class Target:
                 f"{begin.job}/{begin.name} is there already, and a backup is never replaced",
                 hint="run `btrsync sync --always` to make a snapshot with a new name",
             )
-        self._check_ancestors(begin)
+        counts = btrfs.received_uuid_counts(self.directory)
+        entries = self._entries(begin.job, counts) if directory.is_dir() else []
+        held = {entry.received_uuid: entry for entry in entries if entry.received_uuid}
+        if begin.uuid in held:
+            raise RefusedError(
+                f"{begin.job}/{held[begin.uuid].name} is a backup of that very snapshot:"
+                " a second one would make both useless as parents",
+                hint="run `btrsync sync` again: it looks anew at what is there",
+            )
+        self._check_ancestors(begin, held)
         return Incoming(directory, begin, lock_fd)
 
-    def _check_ancestors(self, begin: Begin) -> None:
+    def _check_ancestors(self, begin: Begin, held: Mapping[UUID, BackupEntry]) -> None:
         wanted = [("send parent", begin.send_parent)] if begin.send_parent else []
         wanted += [("clone source", uuid) for uuid in begin.clone_sources]
-        if not wanted:
-            return
-        held: dict[UUID, BackupEntry] = {
-            entry.received_uuid: entry for entry in self.inventory().get(begin.job, []) if entry.received_uuid
-        }
         for what, uuid in wanted:
             entry = held.get(uuid)
             if entry is None:

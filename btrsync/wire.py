@@ -19,6 +19,7 @@ from btrsync.errors import ProtocolError, UnreachableError
 from btrsync.protocol import (
     BANNER_BYTES,
     FRAME_HEADER,
+    MAX_CONTROL_BYTES,
     MAX_DATA_BYTES,
     AnyMessage,
     Frame,
@@ -41,6 +42,7 @@ SILENCE_S = 30.0
 BANNER_TIMEOUT_S = 10.0
 NOISE_BYTES = 1024
 DROP_BYTES = 1 << 18
+INBOX_MESSAGES = 16
 HEARTBEAT = FRAME_HEADER.pack(FrameType.HEARTBEAT, 0)
 
 
@@ -71,8 +73,8 @@ class Wire:
     """A connection to `peer` (its name in errors) that reads `read_fd` and writes `write_fd`.
 
     The descriptors stay the caller's; they are made non-blocking. silence_s: seconds without a word
-    after which the peer is dead. Raises UnreachableError when the peer is gone or silent,
-    ProtocolError when it breaks the protocol.
+    after which the peer is dead; max_control_bytes: of one message from it. Raises UnreachableError
+    when the peer is gone or silent, ProtocolError when it breaks the protocol.
     """
 
     def __init__(
@@ -83,8 +85,10 @@ class Wire:
         peer: str,
         silence_s: float = SILENCE_S,
         heartbeat_s: float = HEARTBEAT_S,
+        max_control_bytes: int = MAX_CONTROL_BYTES,
     ) -> None:
         self.peer = peer
+        self._max_control_bytes = max_control_bytes
         self._read_fd = read_fd
         self._write_fd = write_fd
         self._silence_s = silence_s
@@ -215,12 +219,20 @@ class Wire:
         if isinstance(frame, Data):
             raise ProtocolError(f"{self.peer} sent data that nobody asked for")
         if frame is not None:
-            self._inbox.append(frame)
+            self._put_aside(frame)
+
+    def _put_aside(self, message: AnyMessage) -> None:
+        # In turn, a peer has one message on its way, or a failure beside it.
+        if len(self._inbox) >= INBOX_MESSAGES:
+            raise ProtocolError(f"{self.peer} goes on sending and does not listen")
+        self._inbox.append(message)
 
     def _read_frame(self) -> AnyMessage | Data | None:
         if self._body_bytes:
-            raise AssertionError("the body of the last data frame was not taken")
-        header: Frame = parse_frame_header(self._read_exactly(FRAME_HEADER.size), peer=self.peer)
+            raise ProtocolError(f"{self.peer} sent data that nobody asked for")
+        header: Frame = parse_frame_header(
+            self._read_exactly(FRAME_HEADER.size), peer=self.peer, max_control_bytes=self._max_control_bytes
+        )
         if header.type == FrameType.HEARTBEAT:
             return None
         if header.type == FrameType.DATA:
@@ -280,7 +292,7 @@ class Wire:
             if self._read_fd in ready and can_listen:
                 frame = self._read_frame()
                 if frame is not None and not isinstance(frame, Data):
-                    self._inbox.append(frame)
+                    self._put_aside(frame)
             if self._write_fd in ready:
                 return
 

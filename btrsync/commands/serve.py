@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import btrsync
 from btrsync import serve
+from btrsync.errors import RefusedError
+from btrsync.plan.names import printable_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from btrsync.config import ServerConfig
 
 ORIGINAL_COMMAND_CHARACTERS = 200
+LINE_CHARACTERS = 2000
+"""Of one line in the log: a client has a say in what is in it."""
 
 
 def run_serve(client: str, file: Path | None = None, root: Path | None = None) -> int:
@@ -25,7 +29,14 @@ def run_serve(client: str, file: Path | None = None, root: Path | None = None) -
 
     client: the name in the forced command; file: another configuration than the server's usual one;
     root: instead of a configuration, the directory on btrfs that holds the clients' directories.
+    Raises RefusedError on a terminal.
     """
+    if os.isatty(0):
+        # And a terminal made non-blocking would stay so for whoever uses it next.
+        raise RefusedError(
+            "btrsync serve speaks to another btrsync, not to a terminal",
+            hint='sshd starts it: it belongs into command="…" of authorized_keys, see btrsync serve --help',
+        )
     syslog.openlog("btrsync", syslog.LOG_PID, syslog.LOG_DAEMON)
     syslog.syslog(_connection_line(client))
     read_fd, write_fd = _take_standard_streams()
@@ -66,7 +77,11 @@ def _connection_line(client: str) -> str:
 
 
 def _log(line: str) -> None:
-    """Write a line to the system's log, and to stderr, which ssh shows to whoever tries by hand."""
+    """Write a line to the system's log, and to stderr, which ssh shows to whoever tries by hand.
+
+    Nothing in it but what is printable: a client's words are in some.
+    """
+    line = printable_name(line[:LINE_CHARACTERS])
     syslog.syslog(line)
     with contextlib.suppress(OSError):
         print(f"btrsync serve: {line}", file=sys.stderr, flush=True)
