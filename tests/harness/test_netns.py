@@ -156,6 +156,7 @@ def test_a_link_is_made_normal_twice_without_complaint(link: Link) -> None:
     link.normal()
 
 
+@pytest.mark.vm
 @pytest.mark.requires("netem")
 def test_a_delayed_link_takes_its_time(workstation: Host, daisy: Host, link: Link) -> None:
     with echo_server(daisy), talker(workstation) as client:

@@ -153,7 +153,9 @@ def wait_at_gate(both: TwoHosts) -> None:
     reached = both.daisy.path(f"{GATE}.reached")
     wait.until(reached.exists, timeout_s=20, what="a receive that has done its work")
     (name,) = [name for name in both.backups() if name.startswith(INCOMING_PREFIX)]
-    flags = both.daisy.run(["btrfs", "property", "get", f"/MirrorRoot/btrsync/workstation/share/{name}", "ro"])
+    flags = both.daisy.run(
+        ["btrfs", "property", "get", f"/MirrorRoot/btrsync/workstation/share/{name}", "ro"]
+    )
     assert flags.stdout.strip() == "ro=true"
 
 

@@ -246,7 +246,9 @@ SURROUNDINGS: dict[str, tuple[Breaking, int, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", SURROUNDINGS)
-def test_wrong_surroundings_are_told_in_a_sentence_and_nothing_is_changed(mirrored: TwoHosts, name: str) -> None:
+def test_wrong_surroundings_are_told_in_a_sentence_and_nothing_is_changed(
+    mirrored: TwoHosts, name: str
+) -> None:
     breaking, status, sentences = SURROUNDINGS[name]
     said = refused(mirrored, breaking(mirrored), status)
     for sentence in sentences:

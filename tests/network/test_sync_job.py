@@ -34,7 +34,9 @@ def test_full_then_incremental_then_nothing() -> None:
         first = mirror.assert_mirrored(both, full)
         assert full.outcome()["kind"] == "full"
 
-        applied = tree.mutate(data, 7, [name for name, one in tree.MUTATIONS.items() if not one.needs_remount])
+        applied = tree.mutate(
+            data, 7, [name for name, one in tree.MUTATIONS.items() if not one.needs_remount]
+        )
         assert len(applied) > 10
         incremental = both.sync()
         second = mirror.assert_mirrored(both, incremental)

@@ -156,7 +156,9 @@ def test_a_silence_ends_both_ends_in_time_and_the_next_run_goes_on_at_once(
     # Right after a cut the client's kernel still remembers that nobody answers (ARP).
     knock = ["bash", "-c", "exec 3<>/dev/tcp/daisy/22"]
     wait.until(
-        lambda: case.both.workstation.run(knock, ok=None).returncode == 0, timeout_s=10, what="the link is back"
+        lambda: case.both.workstation.run(knock, ok=None).returncode == 0,
+        timeout_s=10,
+        what="the link is back",
     )
     began = time.monotonic()
     name = mirror.assert_mirrored(case.both, case.both.sync())

@@ -66,7 +66,9 @@ def test_versions_without_any_in_common_say_which_end_to_upgrade(both: TwoHosts)
 
 
 @pytest.mark.parametrize("is_ahead", [True, False])
-def test_a_server_tells_a_client_of_another_version_which_end_to_upgrade(both: TwoHosts, is_ahead: bool) -> None:
+def test_a_server_tells_a_client_of_another_version_which_end_to_upgrade(
+    both: TwoHosts, is_ahead: bool
+) -> None:
     oldest, newest = spoken(both)
     versions = (newest + 1, newest + 2) if is_ahead else (0, oldest - 1)
     ssh = f"ssh -T -o BatchMode=yes -o IdentitiesOnly=yes -i {KEY_FILE} root@daisy"
