@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from btrsync.errors import RefusedError, StorageError
 from btrsync.plan.snapshots import Snapshot, SourceInventory, source_inventory
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from btrsync.plan.parent import Common
+    from btrsync.plan.snapshots import Subvolume
+
+
+NO_UUID = UUID(int=0)
+"""That of the top level of an old filesystem; what is made from it names none."""
 
 
 class Source:
@@ -50,11 +56,22 @@ class Source:
             subvolume = btrfs.subvolume(self._subvolume)
         return source_inventory(subvolume, btrfs.subvolumes_in(self._directory).items())
 
-    def make_snapshot(self, name: str) -> Snapshot:
-        """Make a read-only snapshot `name` and put it on disk. Raises StorageError, NoSpaceError."""
+    def make_snapshot(self, name: str, *, origin: Subvolume) -> Snapshot:
+        """Make a read-only snapshot `name` of the subvolume and put it on disk.
+
+        origin: the subvolume as the inventory found it; where another one has taken its place since, which
+        might carry a received UUID, no snapshot is kept. Raises StorageError, NoSpaceError.
+        """
         path = self._directory / name
         btrfs.create_snapshot(self._subvolume, path)
-        return Snapshot(name, btrfs.subvolume(path))
+        made = Snapshot(name, btrfs.subvolume(path))
+        if (made.subvolume.parent_uuid or NO_UUID) != origin.uuid:
+            self.delete_snapshot(made)
+            raise StorageError(
+                f"{self._subvolume} was replaced by another subvolume during the run",
+                hint="run `btrsync sync` again",
+            )
+        return made
 
     def names(self) -> set[str]:
         """Return every name in the snapshot directory, whatever it belongs to."""

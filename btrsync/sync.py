@@ -155,7 +155,7 @@ class _JobRun:
                 snapshot=plan.snapshot.name if plan.snapshot else None,
                 send_parent=send_parent, seconds=time.monotonic() - began,
             )  # fmt: skip
-        snapshot = plan.snapshot or self._new_snapshot(backups)
+        snapshot = plan.snapshot or self._new_snapshot(source, backups)
         how = f"incremental from {send_parent}" if send_parent else "full"
         self._report.step(self._job, target, f"sending {snapshot.name}, {how}")
         size_bytes = self._send(remote, plan, snapshot)
@@ -186,13 +186,13 @@ class _JobRun:
             raise
         return size_bytes
 
-    def _new_snapshot(self, backups: Iterable[Backup]) -> Snapshot:
+    def _new_snapshot(self, source: SourceInventory, backups: Iterable[Backup]) -> Snapshot:
         """Make the run's one new snapshot, under a name that is free on both sides."""
         if self._new is None:
             taken = self._source.names() | {backup.name for backup in backups}
             name = new_snapshot_name(self._config.snapshot_name, self._options.now(), taken)
             self._report.step(self._job, "", f"making snapshot {name}")
-            self._new = self._source.make_snapshot(name)
+            self._new = self._source.make_snapshot(name, origin=source.subvolume)
         return self._new
 
     def _drop_unwanted(self) -> None:

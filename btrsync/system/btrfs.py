@@ -81,12 +81,16 @@ def subvolumes_in(directory: Path) -> dict[str, Subvolume]:
             with os.scandir(fd) as entries:
                 names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
             for name in names:
-                # Only a stat tells: readdir gives a subvolume's id for its inode number. One that
-                # is deleted meanwhile is not there any more, and that is all.
-                with contextlib.suppress(FileNotFoundError):
+                # Only a stat tells: readdir gives a subvolume's id for its inode number.
+                try:
                     if os.stat(name, dir_fd=fd, follow_symlinks=False).st_ino == SUBVOLUME_INODE:
                         with _spelled(parent / name) as text:
                             found[name] = _from_info(pybtrfs.subvolume_info(text))
+                except OSError as error:
+                    # One that is deleted meanwhile is not there any more, and that is all. What pybtrfs
+                    # raises is no FileNotFoundError.
+                    if error.errno != errno.ENOENT:
+                        raise
     except OSError as error:
         raise _failure("cannot list the subvolumes in", directory, error) from error
     return found

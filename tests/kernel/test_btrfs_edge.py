@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import Counter
 from datetime import UTC, datetime
@@ -147,6 +148,28 @@ def test_names_that_are_not_utf8_are_no_obstacle(share: Path) -> None:
         btrfs.delete_subvolume(odd / os.fsdecode(b"tw\xf6"))
     btrfs.delete_subvolume(odd / "one")
     assert not (odd / "one").exists()
+
+
+def test_what_is_deleted_while_it_is_listed_is_passed_over(share: Path) -> None:
+    btrfs.create_snapshot(share, share / "stays")
+    stop = threading.Event()
+
+    def churn() -> None:
+        while not stop.is_set():
+            for number in range(20):
+                btrfs.create_snapshot(share, share / f"goes-{number}")
+            for number in range(20):
+                btrfs.delete_subvolume(share / f"goes-{number}")
+
+    churning = threading.Thread(target=churn)
+    churning.start()
+    try:
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline:
+            assert "stays" in btrfs.subvolumes_in(share)
+    finally:
+        stop.set()
+        churning.join()
 
 
 def test_received_uuids_are_counted_over_the_whole_filesystem(share: Path, top: Path) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from btrsync.errors import StorageError
+from btrsync.source import Source
 from btrsync.system import btrfs
 from btrsync.target import Target
 from harness import command
@@ -40,6 +42,22 @@ def test_an_edited_snapshot_that_was_never_sent_is_not_sent_for_the_subvolume(pl
     run = place.sync()
     assert run.outcome["result"] == "sent"
     assert run.outcome["snapshot"] != "by-hand"
+    place.assert_mirrored()
+
+
+def test_no_snapshot_is_kept_of_a_subvolume_that_took_the_place_of_the_one_looked_at(
+    place: LocalMirror,
+) -> None:
+    source = Source(place.live, place.snapshots)
+    looked_at = source.inventory().subvolume
+    assert source.make_snapshot("s1", origin=looked_at).subvolume.parent_uuid == looked_at.uuid
+    place.live.rename(place.live.with_name("old"))
+    command.run(["btrfs", "subvolume", "snapshot", place.live.with_name("old"), place.live])
+    with pytest.raises(StorageError, match="was replaced"):
+        source.make_snapshot("s2", origin=looked_at)
+    assert os.listdir(place.snapshots) == ["s1"]
+    run = place.sync("-v")
+    assert run.outcome["result"] == "sent", run
     place.assert_mirrored()
 
 
