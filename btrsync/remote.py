@@ -286,6 +286,7 @@ class Remote:
         except CommandTimeoutError:
             return error
         if not exit.has_failed:
+            error.hint = error.hint or "the forced command there must be `btrsync serve CLIENT`"
             return error
         return ssh.classify(exit) if self._config.path is None else CommandError(exit)
 

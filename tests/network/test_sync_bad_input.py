@@ -234,7 +234,7 @@ SURROUNDINGS: dict[str, tuple[Breaking, int, list[str]]] = {
         forced("cat"), 10, ["daisy gives our own words back", "btrsync serve CLIENT"],
     ),
     "a forced command that says nothing and ends": (
-        forced("true"), 5, ["daisy closed the connection before the btrsync banner"],
+        forced("true"), 5, ["daisy closed the connection before the btrsync banner", "btrsync serve CLIENT"],
     ),
     "a forced command that fails": (forced("false"), 6, ["the forced command on daisy exited with status 1"]),
     "a client name that leads elsewhere": (
