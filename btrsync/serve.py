@@ -19,6 +19,7 @@ from btrsync.errors import (
     UnreachableError,
     storage_error,
 )
+from btrsync.intake import Intake
 from btrsync.protocol import (
     MAX_REQUEST_BYTES,
     OUR_VERSIONS,
@@ -33,7 +34,6 @@ from btrsync.protocol import (
     Ready,
     Waiting,
 )
-from btrsync.stream import FirstCommand, parse_first_command
 from btrsync.system import btrfs
 from btrsync.system.lock import Lock, evict, holder
 from btrsync.target import LOCK_NAME, Target, open_target, storage_errors
@@ -44,9 +44,7 @@ if TYPE_CHECKING:
 
     from btrsync.config import ServerConfig
     from btrsync.protocol import AnyMessage, BackupEntry
-    from btrsync.target import Incoming
 
-HEAD_BYTES = 16 << 10
 WAITING_INTERVAL_S = 2.0
 RUN_ID_CHARACTERS = 128
 
@@ -182,34 +180,13 @@ class _Connection:
         with target.incoming(begin, lock_fd=lock_fd) as incoming:
             self._wire.send(Ready(btrfs.progs_version()))
             self._is_streaming = True
-            self._feed(incoming)
+            intake = Intake(self._wire, incoming)
+            while isinstance(message := self._wire.receive(), Data):
+                intake.take(message)
+            self._end(message, intake)
             return incoming.commit()
 
-    def _feed(self, incoming: Incoming) -> None:
-        """Pass the send stream from the wire to receive until its End."""
-        head = b""
-        first: FirstCommand | None = None
-        size_bytes = 0
-        while True:
-            message = self._wire.receive()
-            if not isinstance(message, Data):
-                self._end(message, size_bytes, is_begun=first is not None)
-                return
-            size_bytes += message.size_bytes
-            rest_bytes = message.size_bytes
-            try:
-                while first is None and rest_bytes:
-                    block = self._wire.read_body(min(rest_bytes, HEAD_BYTES))
-                    rest_bytes -= len(block)
-                    head += block
-                    first = parse_first_command(head)
-                    if first is not None:
-                        incoming.begin_stream(first, head[first.size_bytes :])
-                self._wire.take(rest_bytes, incoming.write_fd)
-            except BrokenPipeError:
-                raise incoming.failure() from None
-
-    def _end(self, message: AnyMessage, size_bytes: int, *, is_begun: bool) -> None:
+    def _end(self, message: AnyMessage, intake: Intake) -> None:
         self._is_streaming = False
         if isinstance(message, Abort):
             raise IntegrityError(f"the client gave up: {message.reason}")
@@ -217,10 +194,11 @@ class _Connection:
             raise ProtocolError(
                 f"client {self._client} sent {type(message).__name__} in the middle of a stream"
             )
-        if message.send_status or message.size_bytes != size_bytes or not is_begun:
+        if message.send_status or message.size_bytes != intake.size_bytes or not intake.is_whole():
             raise IntegrityError(
-                f"the stream is not whole: {size_bytes} bytes arrived, {message.size_bytes} were sent,"
+                f"the stream is not whole: {intake.size_bytes} bytes arrived, {message.size_bytes} were sent,"
                 f" btrfs send ended with status {message.send_status}"
+                + ("" if intake.is_whole() else ", and there was no END command")
             )
 
     def _drain(self) -> None:

@@ -25,7 +25,7 @@ from btrsync.errors import (
 )
 from btrsync.plan.names import is_valid_name, printable_name
 from btrsync.protocol import BackupEntry, Begin
-from btrsync.stream import format_head
+from btrsync.stream.head import format_head
 from btrsync.system import btrfs, files, pipes, process
 from btrsync.system.mounts import missing_mount
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from btrsync.plan.snapshots import Subvolume
-    from btrsync.stream import FirstCommand
+    from btrsync.stream.head import FirstCommand
 
 INCOMING_PREFIX = ".incoming-"
 LOCK_NAME = ".lock"
@@ -217,10 +217,10 @@ class Incoming:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def begin_stream(self, first: FirstCommand, rest: bytes) -> None:
+    def begin_stream(self, first: FirstCommand) -> None:
         """Check what the stream announces against what was agreed, and give receive its head.
 
-        rest: what follows the first command. Raises StreamError before receive has seen a byte.
+        Raises StreamError before receive has seen a byte.
         """
         for what, announced, agreed in (
             ("the UUID", first.uuid, self.begin.uuid),
@@ -229,7 +229,7 @@ class Incoming:
         ):
             if announced != agreed:
                 raise StreamError(0, f"it announces {what} {announced}, and {agreed} was agreed")
-        pipes.write_all(self.write_fd, format_head(first, path=self._staging.encode()) + rest)
+        pipes.write_all(self.write_fd, format_head(first, path=self._staging.encode()))
 
     def failure(self) -> BtrsyncError:
         """Return why `btrfs receive` stopped reading; call it after a broken pipe."""

@@ -79,6 +79,7 @@ def map_table(path: Path, table: dict[str, Any]) -> Mapped:
     if not jobs:
         problems.append("jobs: there is none, so there is nothing to rehearse")
     problems += _collisions(jobs, targets)
+    problems += _shared_servers(jobs, targets)
     if problems:
         raise CannotRehearse(*(f"{path}: {problem}" for problem in problems), exit_status=UNFIT)
     notes = [_note(target, used[target.name]) for target in targets]
@@ -167,6 +168,20 @@ def _mount_problems(point: Path) -> list[str]:
         return []
     words = f"cannot be rehearsed: a loop device would have to be mounted at {point},"
     return [f"{words} where the rehearsal host itself lives"]
+
+
+def _shared_servers(jobs: list[Job], targets: list[Target]) -> list[str]:
+    """Return the jobs with several servers, for the rehearsal has one.
+
+    Two backups of one snapshot on one filesystem are a conflict that the user's own servers do not have.
+    """
+    servers = {target.name for target in targets if target.path is None}
+    return [
+        f"jobs.{job.name}.targets: several targets behind ssh for one job cannot be rehearsed at once,"
+        " for the rehearsal has one server; rehearse with one of them at a time"
+        for job in jobs
+        if len(servers.intersection(job.targets)) > 1
+    ]
 
 
 def _collisions(jobs: list[Job], targets: list[Target]) -> list[str]:

@@ -258,14 +258,14 @@ def cut(stream: bytes) -> bytes:
 
 
 def flipped(stream: bytes) -> bytes:
-    middle = len(stream) // 2
-    return stream[:middle] + bytes([stream[middle] ^ 1]) + stream[middle + 1 :]
+    # In the data of the first file, which nobody but receive looks at.
+    return stream[:20_000] + bytes([stream[20_000] ^ 1]) + stream[20_001:]
 
 
 BROKEN_STREAMS = {
-    "cut in the middle": (cut, 6),
-    "without its END command": (lambda stream: stream[:-10], 6),
-    "with a flipped bit": (flipped, 6),
+    "cut in the middle": (cut, IntegrityError.exit_status),
+    "without its END command": (lambda stream: stream[:-10], IntegrityError.exit_status),
+    "with a flipped bit in its data": (flipped, 6),
     "empty": (lambda _: b"", IntegrityError.exit_status),
     "no stream at all": (lambda _: b"#!/bin/sh\necho hello\n" * 10, StreamError.exit_status),
     "with a wrong first command": (lambda stream: stream[:30] + b"!!" + stream[32:], StreamError.exit_status),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from btrsync.errors import StreamError
-from btrsync.stream import (
+from btrsync.stream.head import (
     COMMAND_HEADER,
     MAGIC,
     MAX_FIRST_COMMAND_BYTES,

@@ -1,0 +1,249 @@
+"""What of a send stream may reach `btrfs receive`: every command is read before receive reads it.
+
+`btrfs receive` runs as root and trusts its stream. The inspector stands before it and refuses, at the
+first wrong command: a second subvolume, a path that leads out of the subvolume or through a symbolic
+link that this stream made, a clone from what was not agreed, unknown or oversized commands, what comes
+after END, more data than was announced. The bytes of large writes pass without being looked at.
+
+Only the shape is checked here that decides where a command reaches; whether it makes sense is left to
+receive and the kernel. A symbolic link of the parent is the kernel's to refuse: receive works on a mount
+with `nosymfollow`.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from btrsync.errors import StreamError
+from btrsync.stream.commands import ATTRIBUTE_HEADER, COMMAND_HEADER, Attribute, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from uuid import UUID
+
+    from btrsync.stream.head import FirstCommand
+
+MAX_COMMAND_BYTES = 128 << 10
+"""A path or two of 4 KiB and an extended attribute of 64 KiB fit easily."""
+MAX_DATA_COMMAND_BYTES = 1 << 20
+"""`btrfs send` writes at most 48 KiB (version 1) or 144 KiB (version 2) at once."""
+MAX_PATH_BYTES = 4095
+PASSED_UNSEEN_BYTES = 16 << 10
+"""From this size on the data of a write is not read into memory."""
+
+_DATA_KINDS = frozenset({Kind.WRITE, Kind.ENCODED_WRITE})
+_LAST_KIND = {1: Kind.UPDATE_EXTENT, 2: Kind.ENCODED_WRITE}
+_PATHS: dict[int, tuple[Attribute, ...]] = {
+    Kind.RENAME: (Attribute.PATH, Attribute.PATH_TO),
+    Kind.LINK: (Attribute.PATH, Attribute.PATH_LINK),
+    Kind.CLONE: (Attribute.PATH, Attribute.CLONE_PATH),
+}
+_ONE_PATH: tuple[Attribute, ...] = (Attribute.PATH,)
+_LINKING = frozenset({Kind.SYMLINK, Kind.LINK, Kind.UNLINK, Kind.RENAME})
+_LE16 = struct.Struct("<H")
+
+
+class Passed(NamedTuple):
+    """What may go on: `block`, and then the next `unseen_bytes` of the stream as they come."""
+
+    block: bytes
+    unseen_bytes: int
+
+
+class Inspector:
+    """Reads one stream behind its first command.
+
+    allowed_uuids: the UUIDs that a clone may come from besides this subvolume itself, as the stream
+    names them: send parent and clone sources. limit_bytes: of data that the stream may write, None
+    for no limit.
+    """
+
+    def __init__(
+        self, first: FirstCommand, *, allowed_uuids: Collection[UUID], limit_bytes: int | None = None
+    ) -> None:
+        self.offset_bytes = first.size_bytes
+        self.data_bytes = 0
+        self._version = first.stream_version
+        self._clone_uuids = {uuid.bytes for uuid in allowed_uuids} | {first.uuid.bytes}
+        self._limit_bytes = limit_bytes
+        self._carry = b""
+        self.is_ended = False
+        self._last_path: bytes | None = None
+        self._links = _Links()
+
+    def feed(self, block: bytes) -> Passed:
+        """Return what of `block`, and of what was held back before it, may go on.
+
+        Raises StreamError at the first command that may not, with its offset in the stream.
+        """
+        data = self._carry + block if self._carry else block
+        at = 0
+        while at + COMMAND_HEADER.size <= len(data):
+            size_bytes, kind, _ = COMMAND_HEADER.unpack_from(data, at)
+            end = at + COMMAND_HEADER.size + size_bytes
+            self._check_header(kind, size_bytes, at)
+            if end > len(data):
+                is_large = end - len(data) >= PASSED_UNSEEN_BYTES
+                if not is_large or not self._is_data_all_that_is_left(kind, data, at, end):
+                    break
+                self._carry = b""
+                self.offset_bytes += end
+                return Passed(data, end - len(data))
+            self._check_command(kind, data, at, end)
+            at = end
+        if self.is_ended and at < len(data):
+            raise self._error(at, "it goes on behind its END")
+        self._carry = data[at:]
+        self.offset_bytes += at
+        return Passed(data[:at], 0)
+
+    def _error(self, at: int, problem: str) -> StreamError:
+        return StreamError(self.offset_bytes + at, problem)
+
+    def _check_header(self, kind: int, size_bytes: int, at: int) -> None:
+        if self.is_ended:
+            raise self._error(at, "it goes on behind its END")
+        if kind in (Kind.SUBVOL, Kind.SNAPSHOT):
+            raise self._error(at, "it begins a second subvolume")
+        if not Kind.MKFILE <= kind <= _LAST_KIND[self._version]:
+            raise self._error(at, f"command {kind} is unknown in version {self._version}")
+        limit = MAX_DATA_COMMAND_BYTES if kind in _DATA_KINDS else MAX_COMMAND_BYTES
+        if size_bytes > limit:
+            raise self._error(at, f"{Kind(kind).name} of {size_bytes} bytes; at most {limit} are taken")
+
+    def _is_data_all_that_is_left(self, kind: int, data: bytes, at: int, end: int) -> bool:
+        """Check a write whose data is not all here yet; False if more than that is missing."""
+        if kind not in _DATA_KINDS:
+            return False
+        found = self._attributes(data, at, len(data), end)
+        if found is None:
+            return False
+        self._check_attributes(kind, found, at)
+        return True
+
+    def _check_command(self, kind: int, data: bytes, at: int, end: int) -> None:
+        found = self._attributes(data, at, end, end)
+        if found is None:
+            raise self._error(at, f"an attribute of its {Kind(kind).name} is cut short")
+        self._check_attributes(kind, found, at)
+        if kind == Kind.END:
+            self.is_ended = True
+
+    def _attributes(self, data: bytes, at: int, available: int, end: int) -> dict[int, bytes] | None:
+        """Return a command's attributes but for its DATA; None if one is not whole before `available`.
+
+        DATA must be the last one: only then is it known that nothing hides behind what passes unseen.
+        """
+        found: dict[int, bytes] = {}
+        position = at + COMMAND_HEADER.size
+        while position < end:
+            if position + _LE16.size > available:
+                return None
+            (kind,) = _LE16.unpack_from(data, position)
+            if kind in found:
+                raise self._error(at, f"attribute {kind} stands twice in one command")
+            if kind == Attribute.DATA and self._version >= 2:
+                self._count(end - position - _LE16.size, at)
+                return found
+            if position + ATTRIBUTE_HEADER.size > available:
+                return None
+            _, length = ATTRIBUTE_HEADER.unpack_from(data, position)
+            position += ATTRIBUTE_HEADER.size
+            if position + length > end:
+                raise self._error(at, f"attribute {kind} is longer than its command")
+            if kind == Attribute.DATA:
+                if position + length != end:
+                    raise self._error(at, "attributes stand behind the data of a write")
+                self._count(length, at)
+                return found
+            if position + length > available:
+                return None
+            found[kind] = data[position : position + length]
+            position += length
+        return found
+
+    def _count(self, size_bytes: int, at: int) -> None:
+        self.data_bytes += size_bytes
+        if self._limit_bytes is not None and self.data_bytes > self._limit_bytes:
+            raise self._error(at, f"it writes more than the {self._limit_bytes} bytes that were announced")
+
+    def _check_attributes(self, kind: int, found: dict[int, bytes], at: int) -> None:
+        for attribute in _PATHS.get(kind, _ONE_PATH) if kind != Kind.END else ():
+            path = found.get(attribute)
+            if path is None:
+                raise self._error(at, f"{Kind(kind).name} without attribute {attribute.name}")
+            # Most commands name the path of the one before.
+            if path != self._last_path:
+                self._check_path(path, at)
+                self._last_path = path
+        if kind == Kind.CLONE and found.get(Attribute.CLONE_UUID) not in self._clone_uuids:
+            raise self._error(at, "it clones from a subvolume that was not agreed")
+        if kind in _LINKING:
+            self._links.follow(kind, found)
+            self._last_path = None
+
+    def _check_path(self, path: bytes, at: int) -> None:
+        if path.startswith(b"/") or b"\0" in path or len(path) > MAX_PATH_BYTES:
+            raise self._error(at, f"the path {_shown(path)} is absolute, has a NUL, or is too long")
+        if b".." in path and b".." in path.split(b"/"):
+            raise self._error(at, f"the path {_shown(path)} leads out of the subvolume")
+        if link := self._links.on_the_way(path):
+            raise self._error(at, f"the path {_shown(path)} leads through the symbolic link {_shown(link)}")
+
+
+class _Links:
+    """The symbolic links that a stream has made, under their present names."""
+
+    def __init__(self) -> None:
+        self._paths: set[bytes] = set()
+        # Every directory that was ever above one: only such a one's renaming moves links.
+        self._above: set[bytes] = set()
+
+    def on_the_way(self, path: bytes) -> bytes | None:
+        """Return the link that `path` leads through, if any; the last component may be one itself."""
+        if not self._paths:
+            return None
+        cut = path.find(b"/")
+        while cut >= 0:
+            if path[:cut] in self._paths:
+                return path[:cut]
+            cut = path.find(b"/", cut + 1)
+        return None
+
+    def follow(self, kind: int, found: dict[int, bytes]) -> None:
+        """Take in a command that makes, names, renames or removes a link, or a directory above one."""
+        path = found[Attribute.PATH]
+        if kind == Kind.SYMLINK:
+            self._add(path)
+        elif not self._paths:
+            return
+        elif kind == Kind.LINK and found[Attribute.PATH_LINK] in self._paths:
+            self._add(path)
+        elif kind == Kind.UNLINK:
+            self._paths.discard(path)
+        elif kind == Kind.RENAME:
+            self._rename(path, found[Attribute.PATH_TO])
+
+    def _add(self, path: bytes) -> None:
+        self._paths.add(path)
+        cut = path.rfind(b"/")
+        while cut > 0:
+            self._above.add(path[:cut])
+            cut = path.rfind(b"/", 0, cut)
+
+    def _rename(self, old: bytes, new: bytes) -> None:
+        self._paths.discard(new)
+        if old in self._paths:
+            self._paths.discard(old)
+            self._add(new)
+        if old in self._above:
+            below = old + b"/"
+            moved = [path for path in self._paths if path.startswith(below)]
+            self._paths.difference_update(moved)
+            for path in moved:
+                self._add(new + path[len(old) :])
+
+
+def _shown(path: bytes) -> str:
+    return repr(path[:200])[1:]

@@ -1,0 +1,197 @@
+"""What the inspector refuses, command by command, and what it lets pass."""
+
+from __future__ import annotations
+
+import struct
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from btrsync.errors import StreamError
+from btrsync.stream.commands import Attribute, Kind
+from btrsync.stream.head import FirstCommand
+from btrsync.stream.inspector import MAX_COMMAND_BYTES, MAX_DATA_COMMAND_BYTES, Inspector
+
+OWN, PARENT, STRANGER = UUID(int=1), UUID(int=2), UUID(int=3)
+END = struct.pack("<IHI", 0, Kind.END, 0)
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack("<HH", kind, len(value)) + value
+
+
+def command(kind: int, *attributes: tuple[int, bytes], tail: bytes = b"") -> bytes:
+    payload = b"".join(attribute(number, value) for number, value in attributes) + tail
+    return struct.pack("<IHI", len(payload), kind, 0) + payload
+
+
+def write(path: bytes, data: bytes) -> bytes:
+    return command(
+        Kind.WRITE, (Attribute.PATH, path), (Attribute.FILE_OFFSET, bytes(8)), (Attribute.DATA, data)
+    )
+
+
+def make(kind: int, path: bytes) -> bytes:
+    return command(kind, (Attribute.PATH, path), (Attribute.INO, bytes(8)))
+
+
+def symlink(path: bytes, to: bytes = b"/etc") -> bytes:
+    return command(Kind.SYMLINK, (Attribute.PATH, path), (Attribute.INO, bytes(8)), (Attribute.PATH_LINK, to))
+
+
+def rename(old: bytes, new: bytes) -> bytes:
+    return command(Kind.RENAME, (Attribute.PATH, old), (Attribute.PATH_TO, new))
+
+
+def clone(uuid: UUID, path: bytes = b"a") -> bytes:
+    return command(
+        Kind.CLONE,
+        (Attribute.PATH, b"copy"),
+        (Attribute.CLONE_UUID, uuid.bytes),
+        (Attribute.CLONE_PATH, path),
+    )
+
+
+def inspector(*, version: int = 1, limit_bytes: int | None = None) -> Inspector:
+    first = FirstCommand(version, b"s", OWN, 1, PARENT, 1, 100)
+    return Inspector(first, allowed_uuids=[PARENT], limit_bytes=limit_bytes)
+
+
+def passes(*commands: bytes, version: int = 1) -> bool:
+    whole = b"".join(commands)
+    return inspector(version=version).feed(whole).block == whole
+
+
+GOOD = {
+    "an ordinary file": [make(Kind.MKFILE, b"o257-7-0"), rename(b"o257-7-0", b"dir/file"), write(b"dir/file", b"x")],
+    "the root itself": [command(Kind.CHMOD, (Attribute.PATH, b""), (Attribute.MODE, bytes(8)))],
+    "names with dots": [make(Kind.MKFILE, b"..a/b../...")],
+    "names that are not text": [make(Kind.MKFILE, b"\xff\n\x01")],
+    "a link to anywhere": [symlink(b"link", b"/etc/passwd")],
+    "a change of a link itself": [symlink(b"link"), command(Kind.CHOWN, (Attribute.PATH, b"link"))],
+    "a link that made way for a directory": [
+        symlink(b"x"), command(Kind.UNLINK, (Attribute.PATH, b"x")), make(Kind.MKDIR, b"x"), make(Kind.MKFILE, b"x/y"),
+    ],
+    "a link that was renamed away": [symlink(b"x"), rename(b"x", b"z"), make(Kind.MKFILE, b"x/y")],
+    "a clone from itself and from the parent": [clone(OWN), clone(PARENT)],
+}  # fmt: skip
+BAD = {
+    "an absolute path": ([make(Kind.MKFILE, b"/etc/cron.d/x")], "absolute"),
+    "a path to the siblings": ([make(Kind.MKFILE, b"../x")], "leads out"),
+    "a path that turns back inside": ([make(Kind.MKFILE, b"a/../../x")], "leads out"),
+    "a rename out of it": ([rename(b"a", b"../x")], "leads out"),
+    "a hard link from outside": (
+        [command(Kind.LINK, (Attribute.PATH, b"a"), (Attribute.PATH_LINK, b"../x"))], "leads out"
+    ),
+    "a clone path from outside": ([clone(PARENT, b"../other/secret")], "leads out"),
+    "a NUL in a name": ([make(Kind.MKFILE, b"a\0b")], "NUL"),
+    "a huge path": ([make(Kind.MKFILE, b"a" * 4096)], "too long"),
+    "a path through its own link": ([symlink(b"a"), make(Kind.MKFILE, b"a/x")], "symbolic link"),
+    "a path through a renamed link": (
+        [symlink(b"o1"), rename(b"o1", b"d/l"), write(b"d/l/x", b"")], "symbolic link"
+    ),
+    "a path through a link in a renamed directory": (
+        [make(Kind.MKDIR, b"d"), symlink(b"d/l"), rename(b"d", b"e"), write(b"e/l/x", b"")], "symbolic link"
+    ),
+    "a path through a hard link to a link": (
+        [symlink(b"l"), command(Kind.LINK, (Attribute.PATH, b"m"), (Attribute.PATH_LINK, b"l")), write(b"m/x", b"")],
+        "symbolic link",
+    ),
+    "a clone from another client": ([clone(STRANGER)], "not agreed"),
+    "a clone from nothing": ([command(Kind.CLONE, (Attribute.PATH, b"a"), (Attribute.CLONE_PATH, b"b"))], "not agreed"),
+    "a second subvolume": ([command(Kind.SUBVOL, (Attribute.PATH, b"x"))], "second subvolume"),
+    "a second snapshot": ([command(Kind.SNAPSHOT, (Attribute.PATH, b"x"))], "second subvolume"),
+    "an unknown command": ([command(99)], "unknown"),
+    "command 0": ([command(0)], "unknown"),
+    "a command of version 2 in version 1": ([command(Kind.ENCODED_WRITE, (Attribute.PATH, b"a"))], "unknown"),
+    "an oversized command": ([struct.pack("<IHI", MAX_COMMAND_BYTES + 1, Kind.MKFILE, 0)], "at most"),
+    "an oversized write": ([struct.pack("<IHI", MAX_DATA_COMMAND_BYTES + 1, Kind.WRITE, 0)], "at most"),
+    "a truncated attribute": ([command(Kind.MKFILE, tail=b"\x0f\x00\x09\x00abc")], "longer than its command"),
+    "half an attribute header": ([command(Kind.MKFILE, tail=b"\x0f\x00\x09")], "cut short"),
+    "a path that stands twice": (
+        [command(Kind.MKFILE, (Attribute.PATH, b"good"), (Attribute.PATH, b"../bad"))], "twice"
+    ),
+    "something hidden behind the data": (
+        [command(Kind.WRITE, (Attribute.PATH, b"a"), (Attribute.DATA, b"x"), (Attribute.PATH, b"../b"))], "behind the data"
+    ),
+    "no path": ([command(Kind.MKFILE, (Attribute.INO, bytes(8)))], "without attribute PATH"),
+    "more behind END": ([END, make(Kind.MKFILE, b"a")], "behind its END"),
+    "less than a command behind END": ([END, b"xy"], "behind its END"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", GOOD)
+def test_what_send_may_write_passes(what: str) -> None:
+    assert passes(*GOOD[what])
+
+
+@pytest.mark.parametrize("what", BAD)
+@pytest.mark.parametrize("size_bytes", [1, 50, 1 << 20])
+def test_what_may_not_reach_receive_is_refused_however_it_is_cut(what: str, size_bytes: int) -> None:
+    commands, words = BAD[what]
+    stream = b"".join(commands)
+    subject = inspector()
+    passed: list[bytes] = []
+
+    def feed_all() -> None:
+        starts = range(0, len(stream), size_bytes)
+        passed.extend(subject.feed(stream[start : start + size_bytes]).block for start in starts)
+
+    with pytest.raises(StreamError, match=words):
+        feed_all()
+    assert b"".join(commands[:-1]).startswith(b"".join(passed)), "the wrong command itself never passes"
+
+
+def test_the_first_wrong_command_is_named_by_its_offset() -> None:
+    good = make(Kind.MKFILE, b"a")
+    with pytest.raises(StreamError) as caught:
+        inspector().feed(good + make(Kind.MKFILE, b"/b"))
+    assert caught.value.offset_bytes == 100 + len(good)
+
+
+def test_a_large_write_passes_unseen_but_for_its_head() -> None:
+    whole = write(b"file", bytes(40_000))
+    step = inspector().feed(whole[:100])
+    assert step.block == whole[:100]
+    assert step.unseen_bytes == len(whole) - 100
+
+
+def test_a_large_write_to_a_wrong_path_does_not_pass_by_its_head() -> None:
+    with pytest.raises(StreamError, match="leads out"):
+        inspector().feed(write(b"../file", bytes(40_000))[:100])
+
+
+def test_a_large_command_that_is_no_write_is_read_whole() -> None:
+    xattr = command(Kind.SET_XATTR, (Attribute.PATH, b"a"), (Attribute.XATTR_DATA, bytes(60_000)))
+    subject = inspector()
+    assert subject.feed(xattr[:100]) == (b"", 0)
+    assert subject.feed(xattr[100:]).block == xattr
+
+
+def test_more_data_than_was_announced_is_refused() -> None:
+    subject = inspector(limit_bytes=1000)
+    subject.feed(write(b"a", bytes(600)) + write(b"a", bytes(400)))
+    assert subject.data_bytes == 1000
+    with pytest.raises(StreamError, match="more than the 1000 bytes"):
+        subject.feed(write(b"a", b"x"))
+
+
+def test_in_version_2_data_is_the_rest_of_its_command() -> None:
+    payload = attribute(Attribute.PATH, b"a") + struct.pack("<H", Attribute.DATA) + bytes(30_000)
+    whole = struct.pack("<IHI", len(payload), Kind.WRITE, 0) + payload
+    step = inspector(version=2).feed(whole[:64])
+    assert (len(step.block), step.unseen_bytes) == (64, len(whole) - 64)
+
+
+@given(st.binary(max_size=400), st.integers(1, 2))
+def test_no_bytes_raise_anything_but_a_stream_error(block: bytes, version: int) -> None:
+    for stream in (block, command(Kind.RENAME, tail=block), command(Kind.WRITE, tail=block)):
+        subject = inspector(version=version)
+        try:
+            passed = subject.feed(stream)
+        except StreamError as error:
+            assert error.problem  # noqa: PT017  both ways are right: it must only be no other error
+        else:
+            assert stream.startswith(passed.block)
