@@ -14,6 +14,7 @@ from harness.filesystem import Array, mount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.requires("root", "loop", "btrfs")
 

@@ -70,9 +70,21 @@ def test_nothing_mapped_names_a_real_key_or_known_hosts() -> None:
 
 def test_several_servers_are_several_clients_of_the_rehearsal_server() -> None:
     table = changed("targets.offsite", {"host": "offsite.example.org", "port": 2222})
-    table["jobs"]["share"]["targets"].append("offsite")
+    table["jobs"]["music"] = {
+        "subvolume": "/home/foo/music",
+        "snapshots": "/home/foo/music/snapshots",
+        "targets": ["offsite"],
+    }
     clients = {target.name: (target.client, target.port) for target in map_table(FILE, table).targets}
     assert clients == {"daisy": ("daisy", 22), "usb": ("workstation", 22), "offsite": ("offsite", 2222)}
+
+
+def test_several_servers_of_one_job_are_refused_by_name() -> None:
+    table = changed("targets.offsite", {"host": "offsite.example.org"})
+    table["jobs"]["share"]["targets"].append("offsite")
+    (problem,) = problems_of(table)
+    assert "jobs.share.targets" in problem
+    assert "one of them at a time" in problem
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1", "fe80::1%eth0"])
