@@ -30,6 +30,13 @@ ALARMS = (
     "UBSAN:",
 )
 """Said by no healthy kernel. Source: _check_dmesg of xfstests, common/rc."""
+KNOWN = (
+    # btrfs_ioctl_send() ends well with entries left in a table of its own. Seen on 6.18 where a removed
+    # directory held a nested subvolume (docs/behaviours.md, losses), and now and then with ordinary
+    # trees that arrive whole: what arrives is compared in every test, so the warning decides nothing.
+    re.compile(r"WARNING: .* at fs/btrfs/send\.c:\d+ btrfs_ioctl_send\+"),
+)
+"""Bugs of the kernel that strike without our doing: a rumour, whoever is at work."""
 BTRFS_ALARM = re.compile(r"BTRFS (?:error|critical) \(device ([^ )]+)")
 
 
@@ -120,8 +127,13 @@ class Watch:
         self._collect()
         if loop.uses.count == self._count and not loop.uses.current:
             return [], []
-        certain = [line for line in self._alarms if not self._has_neighbours or BTRFS_ALARM.search(line)]
+        certain = [line for line in self._alarms if self._is_certain(line)]
         return certain, [line for line in self._alarms if line not in certain]
+
+    def _is_certain(self, line: str) -> bool:
+        if any(known.search(line) for known in KNOWN):
+            return False
+        return not self._has_neighbours or BTRFS_ALARM.search(line) is not None
 
 
 def problem() -> str | None:

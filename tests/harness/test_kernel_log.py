@@ -92,3 +92,19 @@ def test_what_bears_no_device_is_a_rumour_while_a_neighbour_is_at_work(
         assert (certain, rumours) == ([ours], ["btrsync-harness: WARNING: planted"])
     else:
         assert (certain, rumours) == (["btrsync-harness: WARNING: planted", ours], [])
+
+
+@pytest.mark.kernel_errors_expected
+@pytest.mark.requires("kernel_log", "loop")
+def test_a_known_bug_of_the_kernel_is_a_rumour_and_any_other_warning_is_none() -> None:
+    known = "WARNING: CPU: 0 PID: 7 at fs/btrfs/send.c:8297 btrfs_ioctl_send+0x655/0x2170"
+    other = "WARNING: CPU: 0 PID: 7 at fs/btrfs/inode.c:1 btrfs_ioctl_send+0x1/0x2"
+    with kernel_log.Watch(is_alone=True) as watch:
+        watch.begin()
+        with LoopDevice(1 << 20):
+            say(known)
+            say(other)
+        certain, rumours = watch.end()
+    assert f"btrsync-harness: {other}" in certain
+    assert f"btrsync-harness: {known}" in rumours
+    assert not any(known in line for line in certain)
