@@ -280,7 +280,11 @@ def _subvolume_names(directory: Path) -> list[str]:
 def _list_tree(directory: Path, below: Path) -> Iterator[str]:
     for path in sorted(directory.iterdir()):
         status = path.lstat()
-        kind = stat.filemode(status.st_mode)
-        yield f"{below / path.name} {kind} {status.st_ino} {status.st_size} {status.st_ctime_ns}"
-        if stat.S_ISDIR(status.st_mode) and status.st_ino != SUBVOLUME_INODE:
+        words = f"{below / path.name} {stat.filemode(status.st_mode)} {status.st_ino} {status.st_size}"
+        if status.st_ino == SUBVOLUME_INODE:
+            # Without its ctime, which was seen to change by itself: a rename sets it in memory only.
+            yield words
+            continue
+        yield f"{words} {status.st_ctime_ns}"
+        if stat.S_ISDIR(status.st_mode):
             yield from _list_tree(path, below / path.name)
