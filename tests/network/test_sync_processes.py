@@ -144,8 +144,9 @@ def test_a_paused_send_that_the_kernel_begins_anew_is_found_out_and_the_next_run
     # A stop that meets the send in a write of which nothing has gone yet makes the kernel begin the whole
     # ioctl, and so the stream, anew in the middle of the old one. Measured, kernel 6.18.
     if synced.returncode:
-        assert synced.returncode == 6
-        assert "btrfs receive" in mirror.words(synced)
+        # Whoever meets the stream's wrong place first: the inspector at a command, or receive at a CRC.
+        assert synced.returncode in (6, 9)
+        assert "btrfs receive" in mirror.words(synced) or "send stream, byte" in mirror.words(synced)
         assert both.snapshots() == mirror.visible_backups(both) == before
         synced = both.sync()
     name = mirror.assert_mirrored(both, synced)
