@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 STRIKE_S = 10.0
 INTERPRETERS = ("python", "sh", "bash", "dash", "perl")
 NSENTER = "nsenter"
+SSHD_SESSION_TITLE = "sshd-session:"
 BLOCK_BYTES = 1 << 20
 LEAST_BYTES = 4096
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
@@ -41,11 +42,14 @@ def is_match(argv: Sequence[str], words: Sequence[str]) -> bool:
 
     The interpreter of a script is skipped: "btrsync serve" finds `/usr/bin/python3 /opt/bin/btrsync
     serve workstation`, but not `sh -c "btrsync serve"`. A process that has written its own title
-    ("sshd: root@notty") is split at blanks first.
+    ("sshd: root@notty") is split at blanks first; from OpenSSH 9.8 on a session is called
+    "sshd-session: root@notty", and found by the old name too.
     """
     tokens = [token for word in argv for token in word.split()]
     if not tokens:
         return False
+    if tokens[0] == SSHD_SESSION_TITLE:
+        tokens[0] = "sshd:"
     program = _last_component(tokens[0]).rstrip("0123456789.")
     if program == NSENTER:
         # For a moment the child of nsenter is in the host, still with nsenter's words.

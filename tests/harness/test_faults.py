@@ -37,6 +37,8 @@ COUNTER = "import sys, time\nwhile True: print('tick', flush=True); time.sleep(0
         (["python3", "-I", "/opt/bin/btrsync", "serve", "workstation"], "btrsync serve", True),
         (["python3", "-c", "btrsync serve"], "btrsync serve", False),
         (["sshd: root@notty"], "sshd: root@notty", True),
+        (["sshd-session: root@notty"], "sshd: root@notty", True),
+        (["sshd-session: root [priv]"], "sshd: root@notty", False),
         (["nsenter", "-t", "1", "--", "btrfs", "receive"], "btrfs receive", False),
         (["nsenter", "-t", "1", "--", "btrfs", "receive"], "nsenter", False),
         (["ssh", "daisy"], "ssh", True),

@@ -97,7 +97,9 @@ def test_the_original_does_not_notice_a_send_that_fails_and_deletes_its_parent(b
     ran = original.run()
     assert "ERROR: send gives up" in ran.stderr
     # The branch of success: the old snapshot is gone, and the new one has its name.
-    assert "Delete subvolume (no-commit): '/home/foo/share/snapshots/snapshot-old'" in ran.stdout
+    # btrfs-progs 6.14 names the id as well.
+    deleted = r"Delete subvolume (\d+ )?\(no-commit\): '/home/foo/share/snapshots/snapshot-old'"
+    assert re.search(deleted, ran.stdout)
     assert original.on_workstation() == ["snapshot-old"]
 
 
@@ -274,7 +276,8 @@ def test_the_original_turns_a_second_run_away_and_every_later_one_once_the_first
         # No lock is taken. It is the name snapshot-new, being a read-only directory, that gets in the way.
         second = original.run()
         assert second.returncode == 2
-        assert "cannot snapshot '/home/foo/share': Read-only file system" in second.stderr
+        # "cannot snapshot '/home/foo/share'" in btrfs-progs 6.2, "Could not create subvolume" in 6.14.
+        assert ": Read-only file system" in second.stderr
         assert first.poll() is None
         first.kill()
         first.wait(10)
