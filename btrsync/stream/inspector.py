@@ -6,8 +6,8 @@ link that this stream made, a clone from what was not agreed, unknown or oversiz
 after END, more data than was announced. The bytes of large writes pass without being looked at.
 
 Only the shape is checked here that decides where a command reaches; whether it makes sense is left to
-receive and the kernel. A symbolic link of the parent is the kernel's to refuse: receive works on a mount
-with `nosymfollow`.
+receive and the kernel. A symbolic link that the send parent holds is not known here; it leads no further
+than the directory that receive is confined to (docs/threat-model.md).
 """
 
 from __future__ import annotations
