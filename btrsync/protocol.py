@@ -33,7 +33,7 @@ class Versions(NamedTuple):
     newest: int
 
 
-OUR_VERSIONS = Versions(1, 1)
+OUR_VERSIONS = Versions(2, 2)
 
 
 def format_banner(versions: Versions) -> bytes:
@@ -142,15 +142,60 @@ class BackupEntry(msgspec.Struct, frozen=True, array_like=True):
     was_edited: bool = False
 
 
+class Proof(msgspec.Struct, frozen=True, array_like=True):
+    """A stretch of a stream, told by the headers of its commands: each holds the CRC32C of its payload.
+
+    The digest is that of the proof before it (nothing for the first one), then every command header from
+    that one's offset to `offset_bytes`; the first stretch begins behind the stream's first command.
+    """
+
+    offset_bytes: int
+    digest: bytes
+
+
+class PartialEntry(msgspec.Struct, frozen=True, array_like=True):
+    """A transfer that was cut: what the server has on disk of it, and how to prove that it goes on.
+
+    UUIDs as the stream announces them; `proofs` cover the stream from its first command to where it is
+    to go on; data_bytes: what it has written so far, total_bytes: what it will have written, if known.
+    """
+
+    name: str
+    uuid: UUID
+    ctransid: int
+    send_parent: UUID | None
+    clone_sources: list[UUID]
+    stream_version: int
+    is_compressed: bool
+    proofs: list[Proof]
+    data_bytes: int
+    total_bytes: int | None
+    made: datetime
+
+    @property
+    def offset_bytes(self) -> int:
+        return self.proofs[-1].offset_bytes
+
+
 class Inventory(Message, frozen=True):
-    """Server: what this client has there, by job."""
+    """Server: what this client has there, by job, and the room there is.
+
+    available_bytes: what the filesystem has free, or the client's quota leaves it, whichever is less.
+    """
 
     jobs: dict[str, list[BackupEntry]]
     leftovers_deleted: list[str] = []
+    partials: dict[str, list[PartialEntry]] = {}
+    available_bytes: int | None = None
 
 
 class Begin(Message, frozen=True):
-    """Client: a send stream is to come; UUIDs as the stream will announce them."""
+    """Client: a send stream is to come; UUIDs as the stream will announce them.
+
+    total_bytes: of data that it will write, None if that was not counted. offset_bytes, digest: where it
+    goes on in a stream of which the server has a partial, as that one's last proof has them: the
+    client has read the stream up to there and found it the same. With 0 it begins anew.
+    """
 
     job: str
     name: str
@@ -158,20 +203,39 @@ class Begin(Message, frozen=True):
     ctransid: int
     send_parent: UUID | None = None
     clone_sources: list[UUID] = []
+    total_bytes: int | None = None
+    offset_bytes: int = 0
+    digest: bytes = b""
 
 
 class Ready(Message, frozen=True):
-    """Server: send the stream, from its byte `offset_bytes` on; its receive is `btrfs_progs`.
+    """Server: say how, then send the stream; its receive is `btrfs_progs`.
 
     Only here, for to ask costs a process, and most runs find nothing to do.
     """
 
     btrfs_progs: str
-    offset_bytes: int = 0
+
+
+class Stream(Message, frozen=True):
+    """Client: data frames of this stream follow: its version, and whether data comes as it lies on disk."""
+
+    stream_version: int
+    is_compressed: bool
+
+
+class Progress(Message, frozen=True):
+    """Server: how far the stream has been written, and checkpointed, while it comes.
+
+    offset_bytes: of the stream, safe from now on; data_bytes: written so far, before compression.
+    """
+
+    offset_bytes: int
+    data_bytes: int
 
 
 class End(Message, frozen=True):
-    """Client: the stream is whole; `btrfs send` ended with `send_status`."""
+    """Client: the stream is whole: `size_bytes` came in data frames; the status is that of `btrfs send`."""
 
     size_bytes: int
     send_status: int = 0
@@ -184,25 +248,32 @@ class Abort(Message, frozen=True):
 
 
 class Committed(Message, frozen=True):
-    """Server: the backup is complete, under its name and on disk."""
+    """Server: the backup is complete, under its name and on disk. data_bytes: that the whole stream wrote."""
 
     backup: BackupEntry
+    data_bytes: int = 0
 
 
 class Failed(Message, frozen=True):
-    """An end could not do what was asked; `exit_status` is that of the error there."""
+    """An end could not do what was asked; `exit_status` is that of the error there.
+
+    kept_bytes: offset in the stream up to which a partial was kept, 0 if there is none.
+    """
 
     message: str
     exit_status: int
     hint: str | None = None
     is_retryable: bool = False
+    kept_bytes: int = 0
 
 
 class Bye(Message, frozen=True):
     """Client: no more."""
 
 
-AnyMessage = Hello | Waiting | Inventory | Begin | Ready | End | Abort | Committed | Failed | Bye
+AnyMessage = (
+    Hello | Waiting | Inventory | Begin | Ready | Stream | Progress | End | Abort | Committed | Failed | Bye
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
