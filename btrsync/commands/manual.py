@@ -200,6 +200,8 @@ def _table(heading: str, words: str, struct: type[msgspec.Struct]) -> Iterator[s
 def _toml(value: object) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 

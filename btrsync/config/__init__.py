@@ -61,6 +61,7 @@ def load_server(path: Path = SERVER_FILE) -> ServerConfig:
         problems.append("clients: is empty, so no client could connect; name one, or remove the table")
     if isinstance(table.get("root"), str):
         problems += checks.path_problems("root", Path(table["root"]))
+    problems += checks.checkpoint_problems(table.get("checkpoint_bytes"))
     problems += checks.server_directory_problems(readable_tables(table.get("clients"), ClientEntry))
     if config is None or problems:
         raise ConfigError(path, problems)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from btrsync.config.fields import DEFAULT_SNAPSHOT_NAME, NAME_PATTERN, NAME_RULE
+from btrsync.config.fields import (
+    DEFAULT_SNAPSHOT_NAME,
+    NAME_PATTERN,
+    NAME_RULE,
+    SMALLEST_CHECKPOINT_BYTES,
+)
 from btrsync.plan.names import is_valid_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from btrsync.config.fields import ClientEntry, JobConfig, TargetConfig
@@ -54,6 +59,36 @@ def target_problems(key: str, target: TargetConfig) -> Iterator[str]:
         path = getattr(target, name)
         if path is not None:
             yield from path_problems(f"{key}.{name}", path)
+    if target.rate_limits:
+        yield from rate_problems(f"{key}.rate_limits", target.rate_limits)
+
+
+def rate_problems(key: str, texts: Sequence[str]) -> Iterator[str]:
+    """Yield which rates for hours of the day are none, or contradict one another."""
+    # Late, since most configurations have none.
+    from btrsync.plan.rates import overlaps, parse_window
+
+    windows, places = [], []
+    for index, text in enumerate(texts):
+        try:
+            windows.append(parse_window(text))
+            places.append(index)
+        except ValueError as error:
+            yield f"{key}[{index}]: {error}"
+    for one, other in overlaps(windows):
+        yield (
+            f"{key}[{places[other]}]: {texts[places[other]]!r} shares minutes with"
+            f" {texts[places[one]]!r}; let one begin when the other ends"
+        )
+
+
+def checkpoint_problems(checkpoint_bytes: object) -> Iterator[str]:
+    """Yield why checkpoints would come after every few commands: a slip, 4 written for 4 GiB."""
+    if isinstance(checkpoint_bytes, int) and 0 < checkpoint_bytes < SMALLEST_CHECKPOINT_BYTES:
+        yield (
+            f"checkpoint_bytes: found the number {checkpoint_bytes}, and that is in bytes; write 0 for none,"
+            f" or at least {SMALLEST_CHECKPOINT_BYTES}"
+        )
 
 
 def job_problems(key: str, job: JobConfig, targets: object) -> Iterator[str]:

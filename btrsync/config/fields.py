@@ -8,19 +8,31 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
 from msgspec.structs import fields
 
 from btrsync.errors import RefusedError
+from btrsync.plan.rates import HIGHEST_RATE, LOWEST_RATE
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 NAME_RULE = "1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or a digit"
 DEFAULT_SNAPSHOT_NAME = "snapshot-%Y%m%d%H%M%S"
 
+MIB = 1 << 20
+GIB = 1 << 30
+SMALLEST_CHECKPOINT_BYTES = 64 << 10
+
 Seconds = Annotated[int, Meta(ge=0, le=7 * 24 * 3600)]
+Bytes = Annotated[int, Meta(ge=0, le=1 << 60)]
+Quota = Annotated[int, Meta(ge=1, le=1 << 60)]
+Rate = Annotated[int, Meta(ge=LOWEST_RATE, le=HIGHEST_RATE)]
+BufferBytes = Annotated[int, Meta(ge=64 << 10, le=64 * MIB)]
+Nice = Annotated[int, Meta(ge=0, le=19)]
+IoClass = Literal["idle", "best-effort"]
+Compressed = Literal["auto", "always", "never"]
 
 
 class TargetConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +75,56 @@ class TargetConfig(msgspec.Struct, frozen=True, kw_only=True):
     busy_wait_s: Annotated[
         Seconds, Meta(description="Seconds to wait while the target is busy with another run of this client.")
     ] = 600
+    compressed: Annotated[
+        Compressed,
+        Meta(
+            description="Whether compressed data is sent as it lies on disk: auto where kernel and"
+            " btrfs-progs of both ends can, always, or the run fails, or never."
+        ),
+    ] = "auto"
+    rate_limit_bytes: Annotated[
+        Rate | None,
+        Meta(
+            description="Bytes per second that are sent at most, at hours that `rate_limits` does not"
+            " name. Without it, as fast as the line goes.",
+        ),
+    ] = None
+    rate_limits: Annotated[
+        tuple[str, ...],
+        Meta(
+            description='Rates for hours of the day, each as "08:00-18:00 2000000": from, to and bytes'
+            " per second, in local time; it may go over midnight. No two may share a minute."
+        ),
+    ] = ()
+    retries: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=100,
+            description="How often a transfer is tried again within a run after the link failed; it goes"
+            " on from the server's last checkpoint.",
+        ),
+    ] = 5
+    retry_pause_s: Annotated[
+        int,
+        Meta(ge=0, le=3600, description="Seconds before the first new try; each further pause is doubled."),
+    ] = 5
+    parallel: Annotated[
+        int, Meta(ge=1, le=8, description="How many jobs are sent at once, over the one connection.")
+    ] = 1
+    nice: Annotated[
+        Nice, Meta(description="Niceness of `btrfs send`: with 19 it takes the time that others leave.")
+    ] = 0
+    io_class: Annotated[
+        IoClass | None,
+        Meta(
+            description="I/O class of `btrfs send`, as ionice(1) names it. Without it, that of btrsync. Only"
+            " some I/O schedulers mind it."
+        ),
+    ] = None
+    buffer_bytes: Annotated[
+        BufferBytes, Meta(description="Size of the pipe behind `btrfs send`, which evens out its bursts.")
+    ] = MIB
 
 
 class JobConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +176,16 @@ class ClientEntry(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         Meta(description="Name of its directory below `root`. Without it, the name of the client."),
     ] = None
+    quota_bytes: Annotated[
+        Quota | None,
+        Meta(
+            description="Bytes of data that its backups may have written, before compression; what would"
+            " exceed it is refused before the first byte. Without it, the disk is the limit.",
+        ),
+    ] = None
+    allow_fetch: Annotated[
+        bool, Meta(description="Whether it may have its backups sent back, for a restore.")
+    ] = False
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,6 +199,34 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         Seconds,
         Meta(description="Seconds that a second connection of one client waits for the first to end."),
     ] = 600
+    checkpoint_bytes: Annotated[
+        Bytes,
+        Meta(
+            description="Bytes of a stream after which what was received is made safe, so that a transfer"
+            " that breaks off goes on from there; 0: never for its size."
+        ),
+    ] = 4 * GIB
+    checkpoint_seconds: Annotated[
+        Seconds, Meta(description="Seconds after which the same is done; 0: never for its time.")
+    ] = 300
+    partial_ttl_days: Annotated[
+        int,
+        Meta(ge=1, le=3650, description="Days that the partial of a broken transfer is kept for its sender."),
+    ] = 7
+    buffer_bytes: Annotated[
+        BufferBytes,
+        Meta(description="Size of the pipe before `btrfs receive`, which evens out its bursts."),
+    ] = MIB
+    nice: Annotated[
+        Nice, Meta(description="Niceness of `btrfs receive`: with 19 it takes the time that others leave.")
+    ] = 0
+    io_class: Annotated[
+        IoClass | None,
+        Meta(
+            description="I/O class of `btrfs receive`, as ionice(1) names it. Without it, that of btrsync."
+            " Only some I/O schedulers mind it."
+        ),
+    ] = None
     clients: Annotated[
         dict[str, ClientEntry],
         Meta(description="The clients that may connect. Without this table, every forced command may."),

@@ -7,7 +7,7 @@ import stat
 import tomllib
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
@@ -127,7 +127,7 @@ def _bare(hint: object) -> tuple[object, list[Meta]]:
         if get_origin(hint) is Annotated:
             hint, *metas = get_args(hint)
             bounds += [meta for meta in metas if isinstance(meta, Meta)]
-        elif get_origin(hint) is UnionType:
+        elif get_origin(hint) in (UnionType, Union):
             # TOML has no null: None is only ever the default.
             hint = next(item for item in get_args(hint) if item is not type(None))
         else:
@@ -141,6 +141,10 @@ def format_wanted(hint: object) -> str:
         lowest = next((meta.ge for meta in bounds if meta.ge is not None), None)
         highest = next((meta.le for meta in bounds if meta.le is not None), None)
         return f"a whole number from {lowest} to {highest}"
+    if bare is bool:
+        return "true or false"
+    if get_origin(bare) is Literal:
+        return " or ".join(f'"{choice}"' for choice in get_args(bare))
     if get_origin(bare) is tuple:
         return "a list of texts"
     return "an absolute path in quotes" if bare is Path else "a text in quotes"

@@ -29,7 +29,10 @@ SYSTEM_DIRECTORIES = frozenset(
 """Places that a host itself lives in: a loop device mounted there would take away what runs it."""
 VIRTUAL_DIRECTORIES = tuple(Path(path) for path in ("/dev", "/proc", "/sys"))
 
-TARGET_KEPT = frozenset({"connect_timeout_s", "busy_wait_s"})
+TARGET_KEPT = frozenset(
+    "connect_timeout_s busy_wait_s compressed rate_limit_bytes rate_limits retries retry_pause_s parallel"
+    " nice io_class buffer_bytes".split()
+)
 TARGET_REPLACED = frozenset({"host", "path", "user", "port", "key", "known_hosts", "ssh_options"})
 JOB_KEPT = frozenset({"snapshot_name", "clone_sources"})
 JOB_MAPPED = frozenset({"subvolume", "snapshots", "targets"})

@@ -92,13 +92,18 @@ def test_what_a_packaged_sample_shows_as_default_is_the_default(tmp_path: Path) 
     config = load_client(written(tmp_path / "client.toml", client))
     assert sorted(config.targets) == ["daisy", "usb"]
     shown = {name: getattr(config.targets["daisy"], name) for name in TargetConfig.__struct_fields__}
-    del shown["path"], shown["host"], shown["key"], shown["known_hosts"]
+    for name in ("path", "host", "key", "known_hosts", "rate_limit_bytes", "io_class"):
+        del shown[name]
     assert shown == {name: getattr(TargetConfig(), name) for name in shown}
     job = config.jobs["share"]
     assert job == JobConfig(subvolume=job.subvolume, snapshots=job.snapshots, targets=job.targets)
     server = re.sub(r"(?m)^# (?=\[|[a-z_]+ = )", "", read_sample("server"))
     loaded = load_server(written(tmp_path / "server.toml", server))
-    assert loaded.lock_wait_s == ServerConfig(root=loaded.root).lock_wait_s
+    shown = {name: getattr(loaded, name) for name in ServerConfig.__struct_fields__}
+    for name in ("root", "clients", "file", "io_class"):
+        del shown[name]
+    assert shown == {name: getattr(ServerConfig(root=loaded.root), name) for name in shown}
+    assert loaded.clients["workstation"].allow_fetch is ClientEntry().allow_fetch
     assert loaded.client_directory("workstation") == loaded.root / "workstation"
 
 
