@@ -8,6 +8,15 @@ after END, more data than was announced. The bytes of large writes pass without 
 Only the shape is checked here that decides where a command reaches; whether it makes sense is left to
 receive and the kernel. A symbolic link that the send parent holds is not known here; it leads no further
 than the directory that receive is confined to (docs/threat-model.md).
+
+It also tells where the stream may be cut. A *safe boundary* lies behind a UTIMES command, between two
+data commands of one path, and before END; never between a SET_XATTR of security.capability and the CHOWN
+or UTIMES that follows it. For what receive keeps from one command to the next is the file open for
+writing, which it opens again, and up to btrfs-progs 5.10 the capability that it sets once more behind the
+next CHOWN, which clears it (process_set_xattr() and process_chown(), cmds/receive.c before 81d8ea93).
+Kernels before 5.8 send all that a capability's file holds between the two; later ones send CHOWN first
+and the file's own UTIMES next (89efda52e6b6, fs/btrfs/send.c). UTIMES of directories, which kernels since
+6.3 send late, stand between files.
 """
 
 from __future__ import annotations
@@ -15,14 +24,14 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from btrsync.errors import StreamError
 from btrsync.stream.commands import ATTRIBUTE_HEADER, COMMAND_HEADER, Attribute, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from uuid import UUID
-
-    from btrsync.stream.head import FirstCommand
 
 MAX_COMMAND_BYTES = 128 << 10
 """A path or two of 4 KiB and an extended attribute of 64 KiB fit easily."""
@@ -32,7 +41,11 @@ MAX_PATH_BYTES = 4095
 PASSED_UNSEEN_BYTES = 16 << 10
 """From this size on the data of a write is not read into memory."""
 
-_DATA_KINDS = frozenset({Kind.WRITE, Kind.ENCODED_WRITE})
+# Plain integers, as they stand in a stream: to find those is quicker.
+_WRITES = frozenset(map(int, (Kind.WRITE, Kind.ENCODED_WRITE)))
+_DATA_KINDS = _WRITES.union(map(int, (Kind.CLONE, Kind.FALLOCATE, Kind.UPDATE_EXTENT)))
+_TURNS = frozenset(map(int, (Kind.SET_XATTR, Kind.CHOWN, Kind.UTIMES, Kind.END)))
+_CAPABILITY = b"security.capability"
 _LAST_KIND = {1: Kind.UPDATE_EXTENT, 2: Kind.ENCODED_WRITE}
 _PATHS: dict[int, tuple[Attribute, ...]] = {
     Kind.RENAME: (Attribute.PATH, Attribute.PATH_TO),
@@ -40,8 +53,20 @@ _PATHS: dict[int, tuple[Attribute, ...]] = {
     Kind.CLONE: (Attribute.PATH, Attribute.CLONE_PATH),
 }
 _ONE_PATH: tuple[Attribute, ...] = (Attribute.PATH,)
-_LINKING = frozenset({Kind.SYMLINK, Kind.LINK, Kind.UNLINK, Kind.RENAME})
+_LINKING = frozenset(map(int, (Kind.SYMLINK, Kind.LINK, Kind.UNLINK, Kind.RENAME)))
 _LE16 = struct.Struct("<H")
+
+
+class Boundary(msgspec.Struct, frozen=True):
+    """A place between two commands: its offset in the stream, and what the stream has written up to it.
+
+    data_bytes: before compression. digest: BLAKE2b, of 32 bytes, over the digest of the boundary where
+    reading began and every command header since; right behind the first command of a stream it is empty.
+    """
+
+    offset_bytes: int
+    data_bytes: int
+    digest: bytes
 
 
 class Passed(NamedTuple):
@@ -52,25 +77,59 @@ class Passed(NamedTuple):
 
 
 class Inspector:
-    """Reads one stream behind its first command.
+    """Reads one stream behind its first command, or from where it goes on.
 
-    allowed_uuids: the UUIDs that a clone may come from besides this subvolume itself, as the stream
-    names them: send parent and clone sources. limit_bytes: of data that the stream may write, None
-    for no limit.
+    uuid: what the stream makes, as it names it. allowed_uuids: those that a clone may come from besides,
+    as the stream names them: send parent and clone sources. limit_bytes: of data that the stream may
+    write in all, None for no limit. start: where reading begins; its digest begins the chain.
+
+    `data_bytes` counts what the stream writes, before compression, `offset_bytes` what was let pass.
     """
 
     def __init__(
-        self, first: FirstCommand, *, allowed_uuids: Collection[UUID], limit_bytes: int | None = None
+        self,
+        stream_version: int,
+        uuid: UUID,
+        *,
+        allowed_uuids: Collection[UUID],
+        limit_bytes: int | None = None,
+        start: Boundary,
     ) -> None:
-        self.offset_bytes = first.size_bytes
-        self.data_bytes = 0
-        self._version = first.stream_version
-        self._clone_uuids = {uuid.bytes for uuid in allowed_uuids} | {first.uuid.bytes}
+        # Late: to begin a run costs nothing of it.
+        from hashlib import blake2b
+
+        self.offset_bytes = start.offset_bytes
+        self.data_bytes = start.data_bytes
+        self.is_ended = False
+        self._version = stream_version
+        self._max_bytes = {
+            kind: MAX_DATA_COMMAND_BYTES if kind in _WRITES else MAX_COMMAND_BYTES
+            for kind in range(Kind.MKFILE, _LAST_KIND[stream_version] + 1)
+        }
+        self._clone_uuids = {uuid.bytes for uuid in allowed_uuids} | {uuid.bytes}
         self._limit_bytes = limit_bytes
         self._carry = b""
-        self.is_ended = False
         self._last_path: bytes | None = None
         self._links = _Links()
+        self._payload_bytes = 0
+        self._data_path: bytes | None = None
+        self._capability_path: bytes | None = None
+        self._safe: Boundary | None = start
+        self._folded = start.offset_bytes, start.data_bytes
+        self._mark = start.offset_bytes, start.data_bytes, 0
+        self._headers: list[bytes] = []
+        self._hasher = blake2b(start.digest, digest_size=32)
+
+    @property
+    def safe(self) -> Boundary:
+        """The newest safe boundary, from `start` on, in what was let pass.
+
+        A boundary between two data commands is known when the path of the second one is, even if its data
+        is still to come. Once the stream has ended, it is the one before END.
+        """
+        if self._safe is None:
+            self._safe = Boundary(*self._folded, self._hasher.copy().digest())
+        return self._safe
 
     def feed(self, block: bytes) -> Passed:
         """Return what of `block`, and of what was held back before it, may go on.
@@ -88,6 +147,7 @@ class Inspector:
                 if not is_large or not self._is_data_all_that_is_left(kind, data, at, end):
                     break
                 self._carry = b""
+                self._fold()
                 self.offset_bytes += end
                 return Passed(data, end - len(data))
             self._check_command(kind, data, at, end)
@@ -95,6 +155,7 @@ class Inspector:
         if self.is_ended and at < len(data):
             raise self._error(at, "it goes on behind its END")
         self._carry = data[at:]
+        self._fold()
         self.offset_bytes += at
         return Passed(data[:at], 0)
 
@@ -104,22 +165,23 @@ class Inspector:
     def _check_header(self, kind: int, size_bytes: int, at: int) -> None:
         if self.is_ended:
             raise self._error(at, "it goes on behind its END")
-        if kind in (Kind.SUBVOL, Kind.SNAPSHOT):
-            raise self._error(at, "it begins a second subvolume")
-        if not Kind.MKFILE <= kind <= _LAST_KIND[self._version]:
+        limit = self._max_bytes.get(kind)
+        if limit is None:
+            if kind in (Kind.SUBVOL, Kind.SNAPSHOT):
+                raise self._error(at, "it begins a second subvolume")
             raise self._error(at, f"command {kind} is unknown in version {self._version}")
-        limit = MAX_DATA_COMMAND_BYTES if kind in _DATA_KINDS else MAX_COMMAND_BYTES
         if size_bytes > limit:
             raise self._error(at, f"{Kind(kind).name} of {size_bytes} bytes; at most {limit} are taken")
 
     def _is_data_all_that_is_left(self, kind: int, data: bytes, at: int, end: int) -> bool:
         """Check a write whose data is not all here yet; False if more than that is missing."""
-        if kind not in _DATA_KINDS:
+        if kind not in _WRITES:
             return False
         found = self._attributes(data, at, len(data), end)
         if found is None:
             return False
         self._check_attributes(kind, found, at)
+        self._follow(kind, found, data, at, end)
         return True
 
     def _check_command(self, kind: int, data: bytes, at: int, end: int) -> None:
@@ -127,8 +189,7 @@ class Inspector:
         if found is None:
             raise self._error(at, f"an attribute of its {Kind(kind).name} is cut short")
         self._check_attributes(kind, found, at)
-        if kind == Kind.END:
-            self.is_ended = True
+        self._follow(kind, found, data, at, end)
 
     def _attributes(self, data: bytes, at: int, available: int, end: int) -> dict[int, bytes] | None:
         """Return a command's attributes but for its DATA; None if one is not whole before `available`.
@@ -144,7 +205,7 @@ class Inspector:
             if kind in found:
                 raise self._error(at, f"attribute {kind} stands twice in one command")
             if kind == Attribute.DATA and self._version >= 2:
-                self._count(end - position - _LE16.size, at)
+                self._payload_bytes = end - position - _LE16.size
                 return found
             if position + ATTRIBUTE_HEADER.size > available:
                 return None
@@ -155,7 +216,7 @@ class Inspector:
             if kind == Attribute.DATA:
                 if position + length != end:
                     raise self._error(at, "attributes stand behind the data of a write")
-                self._count(length, at)
+                self._payload_bytes = length
                 return found
             if position + length > available:
                 return None
@@ -163,7 +224,54 @@ class Inspector:
             position += length
         return found
 
-    def _count(self, size_bytes: int, at: int) -> None:
+    def _follow(self, kind: int, found: dict[int, bytes], data: bytes, at: int, end: int) -> None:
+        """Take in a command that may pass: what it writes, where it may be cut, its header."""
+        if kind in _DATA_KINDS:
+            path = found[Attribute.PATH]
+            if path == self._data_path and self._capability_path is None:
+                self._mark_safe(at)
+            self._data_path = path
+            if kind in _WRITES:
+                self._count(kind, found, at)
+        else:
+            self._data_path = None
+            if kind in _TURNS:
+                self._turn(kind, found, at, end)
+        self._headers.append(data[at : at + COMMAND_HEADER.size])
+
+    def _turn(self, kind: int, found: dict[int, bytes], at: int, end: int) -> None:
+        if kind == Kind.UTIMES:
+            if self._capability_path in (None, found[Attribute.PATH]):
+                self._capability_path = None
+                self._mark_safe(end, behind=1)
+        elif kind == Kind.CHOWN:
+            self._capability_path = None
+        elif kind == Kind.END:
+            self.is_ended = True
+            self._mark_safe(at)
+        elif found.get(Attribute.XATTR_NAME) == _CAPABILITY:
+            self._capability_path = found[Attribute.PATH]
+
+    def _mark_safe(self, at: int, *, behind: int = 0) -> None:
+        # behind: 1 where the header of the command that is being taken in belongs before the boundary.
+        self._mark = self.offset_bytes + at, self.data_bytes, len(self._headers) + behind
+
+    def _fold(self) -> None:
+        """Hash the headers up to the newest safe boundary, once a block."""
+        offset_bytes, data_bytes, count = self._mark
+        if count:
+            self._hasher.update(b"".join(self._headers[:count]))
+            del self._headers[:count]
+            self._mark = offset_bytes, data_bytes, 0
+            self._folded = offset_bytes, data_bytes
+            self._safe = None
+
+    def _count(self, kind: int, found: dict[int, bytes], at: int) -> None:
+        size_bytes = self._payload_bytes
+        if kind == Kind.ENCODED_WRITE:
+            size_bytes = int.from_bytes(found.get(Attribute.UNENCODED_FILE_LEN, b""), "little")
+            if not 0 < size_bytes <= MAX_DATA_COMMAND_BYTES:
+                raise self._error(at, f"an ENCODED_WRITE of {size_bytes} bytes when decompressed")
         self.data_bytes += size_bytes
         if self._limit_bytes is not None and self.data_bytes > self._limit_bytes:
             raise self._error(at, f"it writes more than the {self._limit_bytes} bytes that were announced")

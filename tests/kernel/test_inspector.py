@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from btrsync.stream.head import parse_first_command
-from btrsync.stream.inspector import Inspector
+from btrsync.stream.inspector import Boundary, Inspector
 from harness import command, tree
 from harness.filesystem import Array, mount
 
@@ -47,7 +47,8 @@ def inspected(stream: bytes, sizes: Iterator[int]) -> tuple[bytes, int]:
     first = parse_first_command(stream[:8192])
     assert first is not None
     allowed = [first.parent_uuid] if first.parent_uuid else []
-    inspector = Inspector(first, allowed_uuids=allowed)
+    start = Boundary(first.size_bytes, 0, b"")
+    inspector = Inspector(first.stream_version, first.uuid, allowed_uuids=allowed, start=start)
     passed = bytearray(stream[: first.size_bytes])
     at, unseen = first.size_bytes, 0
     while at < len(stream):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from hashlib import blake2b
 from uuid import UUID
 
 import pytest
@@ -11,8 +12,7 @@ from hypothesis import strategies as st
 
 from btrsync.errors import StreamError
 from btrsync.stream.commands import Attribute, Kind
-from btrsync.stream.head import FirstCommand
-from btrsync.stream.inspector import MAX_COMMAND_BYTES, MAX_DATA_COMMAND_BYTES, Inspector
+from btrsync.stream.inspector import MAX_COMMAND_BYTES, MAX_DATA_COMMAND_BYTES, Boundary, Inspector
 
 OWN, PARENT, STRANGER = UUID(int=1), UUID(int=2), UUID(int=3)
 END = struct.pack("<IHI", 0, Kind.END, 0)
@@ -55,8 +55,34 @@ def clone(uuid: UUID, path: bytes = b"a") -> bytes:
 
 
 def inspector(*, version: int = 1, limit_bytes: int | None = None) -> Inspector:
-    first = FirstCommand(version, b"s", OWN, 1, PARENT, 1, 100)
-    return Inspector(first, allowed_uuids=[PARENT], limit_bytes=limit_bytes)
+    start = Boundary(100, 0, b"")
+    return Inspector(version, OWN, allowed_uuids=[PARENT], limit_bytes=limit_bytes, start=start)
+
+
+def utimes(path: bytes) -> bytes:
+    return command(Kind.UTIMES, (Attribute.PATH, path), (Attribute.MTIME, bytes(12)))
+
+
+def chown(path: bytes) -> bytes:
+    return command(Kind.CHOWN, (Attribute.PATH, path), (Attribute.UID, bytes(8)), (Attribute.GID, bytes(8)))
+
+
+def xattr(path: bytes, name: bytes) -> bytes:
+    return command(
+        Kind.SET_XATTR,
+        (Attribute.PATH, path),
+        (Attribute.XATTR_NAME, name),
+        (Attribute.XATTR_DATA, bytes(20)),
+    )
+
+
+def encoded(path: bytes, size_bytes: int, data: bytes) -> bytes:
+    return command(
+        Kind.ENCODED_WRITE,
+        (Attribute.PATH, path),
+        (Attribute.UNENCODED_FILE_LEN, size_bytes.to_bytes(8, "little")),
+        tail=struct.pack("<H", Attribute.DATA) + data,
+    )
 
 
 def passes(*commands: bytes, version: int = 1) -> bool:
@@ -183,6 +209,112 @@ def test_in_version_2_data_is_the_rest_of_its_command() -> None:
     whole = struct.pack("<IHI", len(payload), Kind.WRITE, 0) + payload
     step = inspector(version=2).feed(whole[:64])
     assert (len(step.block), step.unseen_bytes) == (64, len(whole) - 64)
+
+
+# Each command, and whether the stream may be cut right before it.
+BOUNDARIES: dict[str, list[tuple[bytes, bool]]] = {
+    "behind the times of a file": [
+        (make(Kind.MKFILE, b"a"), False), (write(b"a", b"x"), False), (chown(b"a"), False), (utimes(b"a"), False),
+        (make(Kind.MKFILE, b"b"), True), (END, True),
+    ],
+    "between the data of one file": [
+        (write(b"a", b"x"), False), (write(b"a", b"y"), True), (clone(PARENT), False), (clone(PARENT), True),
+        (write(b"copy", b"y"), True), (write(b"a", b"x"), False), (chown(b"a"), False), (END, True),
+    ],
+    "not where something else stands between the data": [
+        (write(b"a", b"x"), False), (xattr(b"a", b"user.a"), False), (write(b"a", b"y"), False), (write(b"a", b""), True),
+    ],
+    "not between capability and owner, as kernels before 5.8 send them": [
+        (xattr(b"a", b"security.capability"), False), (write(b"a", b"x"), False), (write(b"a", b"y"), False),
+        (utimes(b""), False), (chown(b"a"), False), (utimes(b"a"), False), (write(b"b", b""), True),
+        (write(b"b", b""), True),
+    ],
+    "not between capability and times, as kernels from 5.8 on send them": [
+        (chown(b"a"), False), (xattr(b"a", b"security.capability"), False), (utimes(b"dir"), False), (utimes(b"a"), False),
+        (make(Kind.MKFILE, b"b"), True),
+    ],
+    "another attribute holds nothing up": [
+        (xattr(b"a", b"security.selinux"), False), (write(b"a", b"x"), False), (write(b"a", b"y"), True),
+    ],
+    "before END, whatever was held up": [(xattr(b"a", b"security.capability"), False), (END, True)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", BOUNDARIES)
+@pytest.mark.parametrize("size_bytes", [1, 7, 64, 1 << 20])
+def test_the_newest_safe_boundary_is_told_with_all_that_lies_before_it(where: str, size_bytes: int) -> None:
+    # The boundary before a command is known when that one has come; behind UTIMES at once.
+    steps = BOUNDARIES[where]
+    for count in range(1, len(steps) + 1):
+        part = [each for each, _ in steps[:count]]
+        expected = Boundary(100, 0, b"")
+        for number in range(1, count + 1):
+            is_known = number < count or steps[number - 1][0][4] == Kind.UTIMES
+            if number < len(steps) and steps[number][1] and is_known:
+                expected = boundary_behind(part[:number])
+        subject, stream = inspector(), b"".join(part)
+        for start in range(0, len(stream), size_bytes):
+            subject.feed(stream[start : start + size_bytes])
+        assert subject.safe == expected
+
+
+def boundary_behind(commands: list[bytes]) -> Boundary:
+    """Say by other means what lies behind `commands`."""
+    written = sum(1 for each in commands if each[4] == Kind.WRITE and each[-5:-1] == b"\x13\0\1\0")
+    digest = blake2b(b"".join(each[:10] for each in commands), digest_size=32).digest()
+    return Boundary(100 + sum(map(len, commands)), written, digest)
+
+
+def test_a_boundary_before_a_large_write_is_known_before_its_data_comes() -> None:
+    subject = inspector()
+    first, second = write(b"a", bytes(40_000)), write(b"a", bytes(40_000))
+    subject.feed(first + second[:64])
+    assert subject.safe == Boundary(100 + len(first), 40_000, blake2b(first[:10], digest_size=32).digest())
+
+
+def test_a_boundary_behind_a_large_write_is_told_when_the_data_has_passed() -> None:
+    subject = inspector()
+    first, second = write(b"a", bytes(40_000)), write(b"a", b"x")
+    step = subject.feed(first[:64])
+    assert step.unseen_bytes == len(first) - 64
+    subject.feed(second)
+    assert subject.safe == Boundary(100 + len(first), 40_000, blake2b(first[:10], digest_size=32).digest())
+
+
+def test_where_a_stream_goes_on_offsets_sums_and_digests_go_on_too() -> None:
+    parts = [utimes(b"a"), write(b"b", b"x"), utimes(b"b"), write(b"c", b"yz"), utimes(b"c")]
+    whole = inspector()
+    whole.feed(b"".join(parts[:3]))
+    rest = Inspector(1, OWN, allowed_uuids=[], start=whole.safe, limit_bytes=3)
+    rest.feed(b"".join(parts[3:]))
+    digest = blake2b(whole.safe.digest + parts[3][:10] + parts[4][:10], digest_size=32).digest()
+    assert rest.safe == Boundary(100 + sum(map(len, parts)), 3, digest)
+    assert rest.data_bytes == 3
+    with pytest.raises(StreamError, match="more than the 3 bytes"):
+        rest.feed(write(b"d", b"x"))
+
+
+def test_a_refusal_leaves_the_boundary_of_what_was_let_pass() -> None:
+    subject = inspector()
+    subject.feed(utimes(b"a"))
+    before = subject.safe
+    with pytest.raises(StreamError):
+        subject.feed(utimes(b"b") + make(Kind.MKFILE, b"/etc"))
+    assert subject.safe == before
+
+
+def test_compressed_data_counts_as_what_it_will_be() -> None:
+    subject = inspector(version=2, limit_bytes=131_072)
+    subject.feed(encoded(b"a", 131_072, bytes(5000)))
+    assert subject.data_bytes == 131_072
+    with pytest.raises(StreamError, match="announced"):
+        subject.feed(encoded(b"a", 1, b"x"))
+
+
+@pytest.mark.parametrize("size_bytes", [0, MAX_DATA_COMMAND_BYTES + 1, (1 << 64) - 1])
+def test_compressed_data_that_says_nothing_sensible_of_its_size_is_refused(size_bytes: int) -> None:
+    with pytest.raises(StreamError, match="when decompressed"):
+        inspector(version=2).feed(encoded(b"a", size_bytes, b"x"))
 
 
 @given(st.binary(max_size=400), st.integers(1, 2))

@@ -20,6 +20,7 @@ from btrsync.stream.head import (
     format_head,
     parse_first_command,
 )
+from btrsync.stream.pieces import END_COMMAND, format_resumption
 
 FULL = FirstCommand(1, b"snapshot-1", UUID(int=5), 7, None, None, 0)
 INCREMENTAL = FirstCommand(2, b"snapshot-2", UUID(int=6), 9, UUID(int=5), 7, 0)
@@ -114,3 +115,17 @@ def test_no_bytes_raise_anything_but_a_stream_error(block: bytes) -> None:
             assert error.problem  # noqa: PT017  both ways are right: it must only be no other error
         else:
             assert first is None or len(first.path) <= len(head)
+
+
+def test_the_end_of_our_own_has_the_crc_of_any_end() -> None:
+    size_bytes, kind, crc = COMMAND_HEADER.unpack(END_COMMAND)
+    assert (size_bytes, kind) == (0, 21)
+    assert crc == crc32c(COMMAND_HEADER.pack(size_bytes, kind, 0))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_resumption_is_a_snapshot_of_the_partial_under_the_uuid_of_the_whole(version: int) -> None:
+    head = format_resumption(version, b".incoming-x", UUID(int=5), 7, UUID(int=9), 1 << 40)
+    assert parsed(head) == FirstCommand(
+        version, b".incoming-x", UUID(int=5), 7, UUID(int=9), 1 << 40, len(head)
+    )
