@@ -145,8 +145,9 @@ class BackupEntry(msgspec.Struct, frozen=True, array_like=True):
 class Proof(msgspec.Struct, frozen=True, array_like=True):
     """A stretch of a stream, told by the headers of its commands: each holds the CRC32C of its payload.
 
-    The digest is that of the proof before it (nothing for the first one), then every command header from
-    that one's offset to `offset_bytes`; the first stretch begins behind the stream's first command.
+    The digest (BLAKE2b, 32 bytes) is that of the proof before it (nothing for the first one), then every
+    command header from that one's offset to `offset_bytes`. Offsets count from behind the stream's first
+    command, which holds the snapshot's name: it may be renamed before the stream goes on.
     """
 
     offset_bytes: int

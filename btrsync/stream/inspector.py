@@ -58,10 +58,11 @@ _LE16 = struct.Struct("<H")
 
 
 class Boundary(msgspec.Struct, frozen=True):
-    """A place between two commands: its offset in the stream, and what the stream has written up to it.
+    """A place between two commands, and what the stream has written up to it.
 
-    data_bytes: before compression. digest: BLAKE2b, of 32 bytes, over the digest of the boundary where
-    reading began and every command header since; right behind the first command of a stream it is empty.
+    offset_bytes: from behind the stream's first command, which a renamed snapshot changes. data_bytes:
+    before compression. digest: BLAKE2b, of 32 bytes, over the digest of the boundary where reading began
+    and every command header since. Behind the first command itself it is Boundary(0, 0, b"").
     """
 
     offset_bytes: int

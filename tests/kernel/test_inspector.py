@@ -47,7 +47,7 @@ def inspected(stream: bytes, sizes: Iterator[int]) -> tuple[bytes, int]:
     first = parse_first_command(stream[:8192])
     assert first is not None
     allowed = [first.parent_uuid] if first.parent_uuid else []
-    start = Boundary(first.size_bytes, 0, b"")
+    start = Boundary(0, 0, b"")
     inspector = Inspector(first.stream_version, first.uuid, allowed_uuids=allowed, start=start)
     passed = bytearray(stream[: first.size_bytes])
     at, unseen = first.size_bytes, 0
@@ -61,7 +61,7 @@ def inspected(stream: bytes, sizes: Iterator[int]) -> tuple[bytes, int]:
             at += step.unseen_bytes
             unseen += step.unseen_bytes
     assert inspector.is_ended
-    assert inspector.offset_bytes == len(stream)
+    assert inspector.offset_bytes == len(stream) - first.size_bytes
     return bytes(passed), unseen
 
 
