@@ -8,8 +8,7 @@ filesystem. Source: subvol_uuid_search(), btrfs-progs common/send-utils.c; measu
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
-from uuid import UUID
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import msgspec
 
@@ -17,7 +16,8 @@ from btrsync.plan.names import is_valid_name, printable_name
 from btrsync.plan.snapshots import Backup, Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
+    from collections.abc import Sequence
+    from uuid import UUID
 
     from btrsync.plan.snapshots import SourceInventory
 
@@ -63,91 +63,77 @@ class NoCommonSnapshot(msgspec.Struct, frozen=True):
 
     @property
     def remedy(self) -> str:
-        return "send everything again with `btrsync sync --full`, or bring a common snapshot back"
+        return FULL + ", or bring a common snapshot back"
 
 
-class AmbiguousParent(msgspec.Struct, frozen=True):
-    """Several subvolumes of the target filesystem carry the received_uuid of every common snapshot."""
+Flaw = Literal["ambiguous", "writable", "edited_backup", "edited_snapshot"]
+"""Why a common snapshot may be no send parent; the gravest first."""
+FLAWS: tuple[Flaw, ...] = get_args(Flaw)
+FULL = "send everything again with `btrsync sync --full`"
+REMEDIES: dict[Flaw, str] = {
+    "ambiguous": "find them with `btrfs subvolume list -R` on the server and delete all but one, or " + FULL,
+    "writable": "delete that backup on the server, or " + FULL,
+    "edited_backup": FULL,
+    "edited_snapshot": FULL,
+}
 
-    job: str
-    target: str
-    backup: str
-    received_uuid: UUID
-    copies: int
 
-    def __str__(self) -> str:
+def find_flaws(common: Common) -> tuple[Flaw, ...]:
+    """Return what forbids `common` as a send parent or clone source; nothing if it is *proven*.
+
+    Its backup must be unique on the target's filesystem, and both must still be what was sent.
+    """
+    flaws: dict[Flaw, bool] = {
+        "ambiguous": common.backup.copies != 1,
+        "writable": not common.backup.is_readonly,
+        "edited_backup": common.backup.was_edited,
+        "edited_snapshot": common.snapshot.subvolume.was_edited,
+    }
+    return tuple(flaw for flaw in FLAWS if flaws[flaw])
+
+
+def describe_flaw(flaw: Flaw, common: Common, target: str) -> str:
+    """Return the flaw with its evidence, as a sentence without its end."""
+    backup = common.backup
+    if flaw == "ambiguous":
         return (
-            f"job {self.job}: {self.copies} subvolumes on {self.target} carry the received UUID"
-            f" {self.received_uuid} of {self.backup}; btrfs receive would take the oldest silently"
-            " and files could be missing"
+            f"{backup.copies} subvolumes on {target} carry the received UUID {backup.received_uuid} of"
+            f" {backup.name}; btrfs receive would take the oldest silently and files could be missing"
         )
-
-    @property
-    def remedy(self) -> str:
+    if flaw == "writable":
+        return f"the backup {backup.name} on {target} is writable, so it may have changed"
+    if flaw == "edited_backup":
         return (
-            "find them with `btrfs subvolume list -R` on the server and delete all but one,"
-            " or send everything again with `btrsync sync --full`"
-        )
-
-
-class WritableParent(msgspec.Struct, frozen=True):
-    """The only common backups were flipped writable: what they hold is no longer what was sent."""
-
-    job: str
-    target: str
-    backup: str
-
-    def __str__(self) -> str:
-        return (
-            f"job {self.job}: the backup {self.backup} on {self.target} is writable, so it may have changed"
-        )
-
-    @property
-    def remedy(self) -> str:
-        return "delete that backup on the server, or send everything again with `btrsync sync --full`"
-
-
-class EditedParent(msgspec.Struct, frozen=True):
-    """The only common snapshots were flipped writable and edited on the source after they were sent."""
-
-    job: str
-    target: str
-    snapshot: str
-
-    def __str__(self) -> str:
-        return (
-            f"job {self.job}: the snapshot {printable_name(self.snapshot)} was edited after it was sent to"
-            f" {self.target}, so it is no longer what is there"
-        )
-
-    @property
-    def remedy(self) -> str:
-        return "send everything again with `btrsync sync --full`"
-
-
-class EditedBackup(msgspec.Struct, frozen=True):
-    """The backups of the common snapshots were made writable, written and made read-only again."""
-
-    job: str
-    target: str
-    backup: str
-
-    def __str__(self) -> str:
-        return (
-            f"job {self.job}: the backup {self.backup} was edited on {self.target} after it was received,"
+            f"the backup {backup.name} was edited on {target} after it was received,"
             " so it is no longer what was sent"
         )
+    return (
+        f"the snapshot {printable_name(common.snapshot.name)} was edited after it was sent to {target},"
+        " so it is no longer what is there"
+    )
+
+
+class UnfitParent(msgspec.Struct, frozen=True):
+    """No common snapshot may be a send parent: `common` is the nearest of those with the gravest flaw."""
+
+    job: str
+    target: str
+    flaw: Flaw
+    common: Common
+
+    def __str__(self) -> str:
+        return f"job {self.job}: {describe_flaw(self.flaw, self.common, self.target)}"
 
     @property
     def remedy(self) -> str:
-        return "send everything again with `btrsync sync --full`"
+        return REMEDIES[self.flaw]
 
 
-Conflict = NoCommonSnapshot | AmbiguousParent | WritableParent | EditedParent | EditedBackup
+Conflict = NoCommonSnapshot | UnfitParent
 
 
 def common_snapshots(source: SourceInventory, backups: Sequence[Backup]) -> tuple[Common, ...]:
-    """Return all snapshots that both sides hold, by UUID, relatives first, then oldest first.
+    """Return all snapshots that both sides hold, by UUID; the last one is nearest to what the subvolume is.
 
     received_uuid first: a source that was itself received announces that one
     (send_subvol_begin(), fs/btrfs/send.c).
@@ -158,30 +144,26 @@ def common_snapshots(source: SourceInventory, backups: Sequence[Backup]) -> tupl
             by_uuid.setdefault(backup.received_uuid, backup)
     return tuple(
         Common(snapshot, by_uuid[snapshot.announced_uuid])
-        for snapshot in (*source.relatives, *source.snapshots)
+        for snapshot in source.by_nearness
         if snapshot.announced_uuid in by_uuid
     )
 
 
-def is_proven(common: Common) -> bool:
-    """Tell whether `common` may be a send parent or clone source.
-
-    Its backup must be unique there, and both must still be what was sent.
-    """
-    return common.backup.copies == 1 and _is_intact(common)
-
-
 def _is_intact(common: Common) -> bool:
-    return (
-        common.backup.is_readonly
-        and not common.backup.was_edited
-        and not common.snapshot.subvolume.was_edited
-    )
+    return set(find_flaws(common)) <= {"ambiguous"}
 
 
 def pinned_snapshots(commons_per_target: Sequence[Sequence[Common]]) -> frozenset[UUID]:
-    """Return the UUIDs of the snapshots never to be deleted: each target's latest common one."""
-    return frozenset(commons[-1].snapshot.subvolume.uuid for commons in commons_per_target if commons)
+    """Return the UUIDs of the snapshots never to be deleted, of each target the one that a send starts from.
+
+    Where none may be a send parent it is the nearest common one: what is wrong with it may be mended.
+    """
+    nearest = (
+        next((common for common in reversed(commons) if not find_flaws(common)), commons[-1])
+        for commons in commons_per_target
+        if commons
+    )
+    return frozenset(common.snapshot.subvolume.uuid for common in nearest)
 
 
 def has_changed(source: SourceInventory) -> bool:
@@ -213,33 +195,53 @@ def plan_transfer(
     """
     commons = common_snapshots(source, backups)
     latest = source.latest
-    candidate = None if is_forced or has_changed(source) else latest
     held = {common.snapshot.subvolume.uuid: common for common in commons}
-    if candidate is not None and not is_full:
-        present = held.get(candidate.subvolume.uuid)
-        if present is not None and _is_intact(present):
-            return UpToDate(present)
-    if candidate is not None and not _is_sendable(candidate, held, backups):
-        candidate = None
+    present = held.get(latest.subvolume.uuid) if latest and not has_changed(source) else None
+    if present is not None and _is_intact(present) and not is_full and not is_forced:
+        return UpToDate(present)
+    candidate = choose_snapshot(source, backups, commons, is_forced=is_forced).snapshot
     if is_full or not backups:
         return Transfer(candidate, None)
-    proven = [common for common in commons if is_proven(common)]
+    proven = [common for common in commons if not find_flaws(common)]
     if not proven:
         return _conflict(source, backups, commons, job, target)
-    send_parent = proven[-1]
     others = tuple(proven[-2 : -2 - clone_source_limit : -1]) if clone_source_limit else ()
-    return Transfer(candidate, send_parent, others)
+    return Transfer(candidate, proven[-1], others)
 
 
-def _is_sendable(candidate: Snapshot, held: Container[UUID], backups: Sequence[Backup]) -> bool:
-    # A second backup of one snapshot would be ambiguous, a name is given once, not every name is allowed on
-    # a server, and an edited snapshot is not what the subvolume is: make a new one.
-    return (
-        candidate.subvolume.uuid not in held
-        and not candidate.subvolume.was_edited
-        and is_valid_name(candidate.name)
-        and all(backup.name != candidate.name for backup in backups)
+class Choice(NamedTuple):
+    """The snapshot to send, None for a new one, and why."""
+
+    snapshot: Snapshot | None
+    why: str
+
+
+def choose_snapshot(
+    source: SourceInventory, backups: Sequence[Backup], commons: Sequence[Common], *, is_forced: bool = False
+) -> Choice:
+    """Return the latest snapshot, if it is what the subvolume is now and may be sent; else a new one is made.
+
+    A second backup of one snapshot would be ambiguous, a name is given once, and not every name is allowed
+    on a server.
+    """
+    latest = source.latest
+    if latest is None:
+        return Choice(None, "there is none of this subvolume yet")
+    name = printable_name(latest.name)
+    written, made = source.subvolume.generation, latest.subvolume.otransid
+    held = {common.snapshot.subvolume.uuid: common.backup for common in commons}
+    obstacles = (
+        (is_forced, "a new one was asked for"),
+        (has_changed(source), f"it was written in transaction {written}, after {name} was made in {made}"),
+        (latest.subvolume.uuid in held, f"{name} is on the target already"),
+        (latest.subvolume.was_edited, f"{name} was edited after it was made"),
+        (not is_valid_name(latest.name), f"no server takes the name {name}"),
+        (any(backup.name == latest.name for backup in backups), f"another backup is called {name}"),
     )
+    for is_met, why in obstacles:
+        if is_met:
+            return Choice(None, why)
+    return Choice(latest, "nothing was written after it was made, and the target does not have it")
 
 
 def _conflict(
@@ -249,22 +251,13 @@ def _conflict(
     job: str,
     target: str,
 ) -> Conflict:
-    for common in reversed(commons):
-        if common.backup.copies > 1 and common.backup.received_uuid is not None:
-            return AmbiguousParent(
-                job, target, common.backup.name, common.backup.received_uuid, common.backup.copies
-            )
-    for common in reversed(commons):
-        if not common.backup.is_readonly:
-            return WritableParent(job, target, common.backup.name)
-    for common in reversed(commons):
-        if common.backup.was_edited:
-            return EditedBackup(job, target, common.backup.name)
-    if commons:
-        return EditedParent(job, target, commons[-1].snapshot.name)
+    for flaw in FLAWS:
+        for common in reversed(commons):
+            if flaw in find_flaws(common):
+                return UnfitParent(job, target, flaw, common)
     return NoCommonSnapshot(
         job, target,
-        tuple(snapshot.name for snapshot in (*source.relatives, *source.snapshots)),
+        tuple(snapshot.name for snapshot in source.by_nearness),
         tuple(backup.name for backup in backups),
     )  # fmt: skip
 

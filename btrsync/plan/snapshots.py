@@ -13,8 +13,12 @@ from uuid import UUID
 
 import msgspec
 
+from btrsync.plan.lineage import places
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from btrsync.plan.lineage import Place
 
 
 EPOCH = datetime.fromtimestamp(0, UTC)
@@ -87,8 +91,8 @@ class Backup(msgspec.Struct, frozen=True):
 class SourceInventory(msgspec.Struct, frozen=True):
     """A job's subvolume and all its snapshots, oldest first by the transaction that made them.
 
-    `relatives` are the other read-only subvolumes of the snapshot directory, nearest last: after a
-    rollback the earlier snapshots are those of the subvolume that was replaced.
+    `relatives` are the other read-only subvolumes of the snapshot directory: after a rollback the
+    earlier snapshots are those of the subvolume that was replaced.
     """
 
     subvolume: Subvolume
@@ -99,16 +103,25 @@ class SourceInventory(msgspec.Struct, frozen=True):
     def latest(self) -> Snapshot | None:
         return self.snapshots[-1] if self.snapshots else None
 
+    @property
+    def by_nearness(self) -> tuple[Snapshot, ...]:
+        """All snapshots; the last one is nearest to what the subvolume is now."""
+        found = (*self.relatives, *self.snapshots)
+        where = places(self.subvolume, found)
+
+        def nearness(one: Snapshot) -> tuple[Place, int, int]:
+            return where[one.subvolume.uuid], one.subvolume.otransid, one.subvolume.id
+
+        return tuple(sorted(found, key=nearness))
+
 
 def source_inventory(subvolume: Subvolume, named: Iterable[tuple[str, Subvolume]]) -> SourceInventory:
     """Return the inventory of `subvolume` from all subvolumes found in its snapshot directory.
 
-    Order is that of creation (otransid, a transaction number, does not depend on the clock); the
-    nearest relative is the one that the subvolume was itself made from.
+    Order is that of creation: otransid, a transaction number, does not depend on the clock.
     """
     found = [Snapshot(name, item) for name, item in named if item.is_readonly]
     found.sort(key=lambda snapshot: (snapshot.subvolume.otransid, snapshot.subvolume.id))
     own = tuple(item for item in found if item.subvolume.parent_uuid == subvolume.uuid)
-    others = [item for item in found if item.subvolume.parent_uuid != subvolume.uuid]
-    others.sort(key=lambda snapshot: snapshot.subvolume.uuid == subvolume.parent_uuid)
-    return SourceInventory(subvolume, own, tuple(others))
+    others = tuple(item for item in found if item.subvolume.parent_uuid != subvolume.uuid)
+    return SourceInventory(subvolume, own, others)

@@ -11,14 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from btrsync.plan.parent import (
-    AmbiguousParent,
     Common,
-    EditedBackup,
-    EditedParent,
+    Flaw,
     NoCommonSnapshot,
     Transfer,
+    UnfitParent,
     UpToDate,
-    WritableParent,
     common_snapshots,
     pinned_snapshots,
     plan_transfer,
@@ -29,6 +27,13 @@ from tests.unit.inventories import backup, source, subvolume
 
 def decide(inventory: SourceInventory, *backups: object, **options: object) -> object:
     return plan_transfer(inventory, backups, job="share", target="daisy", **options)  # type: ignore[arg-type]
+
+
+def unfit(plan: object, flaw: Flaw) -> UnfitParent:
+    """See that the plan is a conflict for this reason."""
+    assert isinstance(plan, UnfitParent)
+    assert plan.flaw == flaw
+    return plan
 
 
 def names(commons: tuple[Common, ...]) -> list[str]:
@@ -90,9 +95,8 @@ def test_a_source_that_was_received_is_common_by_its_received_uuid() -> None:
 
 def test_two_backups_with_one_received_uuid_are_a_conflict_with_its_evidence() -> None:
     plan = decide(source(10, generation=11), backup(10, copies=2), backup(10, name="other", copies=2))
-    assert isinstance(plan, AmbiguousParent)
-    assert plan.copies == 2
-    assert str(UUID(int=10)) in str(plan)
+    assert unfit(plan, "ambiguous").common.backup.copies == 2
+    assert f"2 subvolumes on daisy carry the received UUID {UUID(int=10)} of" in str(plan)
 
 
 def test_an_unambiguous_older_parent_is_taken_before_an_ambiguous_newer_one() -> None:
@@ -103,7 +107,7 @@ def test_an_unambiguous_older_parent_is_taken_before_an_ambiguous_newer_one() ->
 
 
 def test_a_backup_flipped_writable_is_never_a_parent() -> None:
-    assert isinstance(decide(source(10, generation=11), backup(10, is_readonly=False)), WritableParent)
+    unfit(decide(source(10, generation=11), backup(10, is_readonly=False)), "writable")
 
 
 def test_a_snapshot_whose_backup_was_flipped_writable_is_not_up_to_date() -> None:
@@ -154,6 +158,13 @@ def test_each_targets_latest_common_snapshot_is_pinned() -> None:
     assert pinned_snapshots([near, far, ()]) == {UUID(int=30), UUID(int=10)}
 
 
+def test_what_a_send_would_start_from_is_pinned_rather_than_a_later_one_that_is_unfit() -> None:
+    inventory = source(10, 20)
+    writable = backup(20, is_readonly=False)
+    assert pinned_snapshots([common_snapshots(inventory, [backup(10), writable])]) == {UUID(int=10)}
+    assert pinned_snapshots([common_snapshots(inventory, [writable])]) == {UUID(int=20)}
+
+
 def test_only_readonly_snapshots_of_this_very_subvolume_are_its_own() -> None:
     live = subvolume(1, parent_uuid=UUID(int=15), is_readonly=False)
     found = {
@@ -165,7 +176,8 @@ def test_only_readonly_snapshots_of_this_very_subvolume_are_its_own() -> None:
     }
     inventory = source_inventory(live, found.items())
     assert [snapshot.name for snapshot in inventory.snapshots] == ["earlier", "good"]
-    assert [snapshot.name for snapshot in inventory.relatives] == ["foreign", "origin"]
+    assert [snapshot.name for snapshot in inventory.relatives] == ["origin", "foreign"]
+    assert [snapshot.name for snapshot in inventory.by_nearness] == ["foreign", "origin", "earlier", "good"]
 
 
 def test_after_a_rollback_the_send_parent_is_what_was_rolled_back_to() -> None:
@@ -211,9 +223,8 @@ def test_a_backup_edited_on_the_target_is_neither_parent_nor_up_to_date() -> Non
     assert plan.send_parent is not None
     assert plan.send_parent.snapshot.name == "s10"
     plan = decide(source(20, generation=30), spoilt)
-    assert isinstance(plan, EditedBackup)
     assert "s20" in str(plan)
-    assert "--full" in plan.remedy
+    assert "--full" in unfit(plan, "edited_backup").remedy
 
 
 @pytest.mark.parametrize(
@@ -235,9 +246,8 @@ def test_data_that_reaches_the_disk_after_a_receive_is_no_edit_unless_much_later
 def test_when_only_edited_snapshots_are_common_a_person_has_to_choose() -> None:
     inventory = SourceInventory(source(20).subvolume, (edited(20),))
     plan = decide(inventory, backup(20))
-    assert isinstance(plan, EditedParent)
     assert "s20" in str(plan)
-    assert "--full" in plan.remedy
+    assert "--full" in unfit(plan, "edited_snapshot").remedy
 
 
 @given(
