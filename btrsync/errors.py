@@ -213,6 +213,10 @@ class StreamError(BtrsyncError):
         super().__init__(f"send stream, byte {offset_bytes}: {problem}")
 
 
+class PrefixMismatchError(StreamError):
+    """A send stream is not the one of which the server has the beginning."""
+
+
 class RefusedError(BtrsyncError):
     """A request that is well formed but not allowed."""
 
