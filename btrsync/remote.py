@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from btrsync.config import TargetConfig
-    from btrsync.protocol import BackupEntry
+    from btrsync.protocol import BackupEntry, PartialEntry
 
 Expected = TypeVar("Expected", bound=Message)
 
@@ -74,6 +74,7 @@ class Remote:
         self.may_hold: set[UUID] = set()
         """The snapshots sent whole, by announced UUID, that the target has not refused: it may hold them."""
         self.backups: dict[str, tuple[Backup, ...]] = {}
+        self.partials: dict[str, tuple[PartialEntry, ...]] = {}
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -161,6 +162,7 @@ class Remote:
             message = self._wait_for_inventory(on_waiting)
             self.leftovers_deleted = tuple(message.leftovers_deleted)
             self.backups = {job: tuple(map(_backup, entries)) for job, entries in message.jobs.items()}
+            self.partials = {job: tuple(entries) for job, entries in message.partials.items()}
 
     def send(
         self, begin: Begin, send_argv: Sequence[str], *, on_progress: Callable[[int], None]
