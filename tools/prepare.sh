@@ -5,7 +5,7 @@
 #   - Debian packages: dpkg's own record says what is there; half-installed counts as missing.
 #   - .venv: its file `prepared` is written last and names what it was built from. No such file:
 #     built anew. Another content: brought up to date in place.
-#   - openssh-server and btrbk, if we install them: .prepare/services names their services from before
+#   - openssh-server, btrbk and rsync, if we install them: .prepare/services names their services from before
 #     the installation until they are disabled. A machine that has them already is left as it is.
 # It speaks on stderr only, and only when there is something to do: stdout belongs to the caller.
 
@@ -119,8 +119,8 @@ mend_dpkg() {
 
 # --------------------------------------------------------------- packages without their services
 #
-# Rehearsal hosts run their own sshd from openssh-server, and the benchmark calls btrbk. The sshd and
-# the timer that Debian starts and enables with them would change this machine, which nobody asked
+# Rehearsal hosts run their own sshd from openssh-server, and the benchmark calls btrbk and rsync. What
+# Debian starts and enables with them would change this machine, which nobody asked
 # for. invoke-rc.d and deb-systemd-invoke ask policy-rc.d before they start anything (Debian policy,
 # section 9.3.3.1); afterwards the services are disabled, so that they do not start at boot either.
 
@@ -129,6 +129,7 @@ note_new_services() {
         case $package in
         openssh-server) echo ssh.service ssh.socket ;;
         btrbk) echo btrbk.timer ;;
+        rsync) echo rsync.service ;;
         esac
     done >.prepare/services.new
     # A killed run may have noted some that are still to be disabled.
@@ -143,7 +144,7 @@ hold_services_back() {
 #!/bin/sh
 # $POLICY_MARK, which removes it again
 case \$1 in
-ssh* | btrbk* | nftables*) exit 101 ;;
+ssh* | btrbk* | nftables* | rsync*) exit 101 ;;
 esac
 exit 0
 END

@@ -21,8 +21,7 @@ class PageError(ValueError):
 def written(page: str, result: Mapping[str, Any]) -> str:
     """Return the text of the page with the figures of `result`, a document as `--out` writes it.
 
-    Raises PageError for a page without the two marks, for a run at another scale than 1, and for one
-    without all of the figures.
+    Raises PageError for a page without the two marks, and for a run at another scale than 1.
     """
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -36,20 +35,16 @@ def format_figures(result: Mapping[str, Any]) -> str:
     if result["scale"] != 1:
         raise PageError(f"measured at scale {result['scale']}: only whole rows count")
     rows = {row["name"]: row for row in result["rows"]}
-    if missing := [name for name in FIGURES if name not in rows]:
-        raise PageError(f"not measured: {', '.join(missing)}")
     lines = ["| name | row | target | figure | |", "|---|---|---|---|---|"]
-    for name, figure in FIGURES.items():
-        ratio = rows[name]["ratio"]
-        verdict = "met" if ratio <= figure.target else "**missed**"
-        lines.append(f"| `{name}` | {figure.text} | ≤ {figure.target:g} | {ratio:.2f} | {verdict} |")
+    lines += [_format_figure(name, rows.get(name)) for name in FIGURES]
     lines += ["", _format_machine(result["machine"]), "", "### Medians", ""]
     lines += ["| name | btrsync | baseline | the ratio, pair by pair |", "|---|---|---|---|"]
-    lines += [_format_medians(rows[name]) for name in FIGURES]
-    details = [_format_details(rows[name]) for name in FIGURES if rows[name]["details"]]
+    lines += [_format_medians(rows[name]) for name in FIGURES if name in rows]
+    lines += ["", "Each against:", ""]
+    lines += [f"- `{name}`: `{rows[name]['baseline']}`" for name in FIGURES if _has_baseline(rows.get(name))]
+    details = [line for name in FIGURES if name in rows for line in _format_details(rows[name])]
     if details:
-        lines += ["", "### Beside them", "", "| name | what | median |", "|---|---|---|"]
-        lines += [line for group in details for line in group]
+        lines += ["", "### Beside them", "", "| name | what | median |", "|---|---|---|", *details]
     return "\n".join([*lines, ""])
 
 
@@ -57,6 +52,15 @@ def missed(page: str) -> list[str]:
     """Return the names of the rows that the figures of a page call missed."""
     lines = page.partition(BEGIN)[2].partition(END)[0].splitlines()
     return [line.split("`")[1] for line in lines if line.endswith("| **missed** |")]
+
+
+def _format_figure(name: str, row: Mapping[str, Any] | None) -> str:
+    figure = FIGURES[name]
+    if row is None:
+        seen, verdict = "", "not measured"
+    else:
+        seen, verdict = f"{row['ratio']:.2f}", "met" if row["ratio"] <= figure.target else "**missed**"
+    return f"| `{name}` | {figure.text} | ≤ {figure.target:g} | {seen} | {verdict} |"
 
 
 def _format_machine(machine: Mapping[str, Any]) -> str:
@@ -67,6 +71,10 @@ def _format_machine(machine: Mapping[str, Any]) -> str:
         f"{machine['processor']} ({aes} AES),\n{machine['memory_gib']:g} GiB of memory, kernel "
         f"{machine['kernel']}, Python {machine['python']}, {versions}."
     )
+
+
+def _has_baseline(row: Mapping[str, Any] | None) -> bool:
+    return row is not None and row["theirs"] is not None
 
 
 def _format_medians(row: Mapping[str, Any]) -> str:

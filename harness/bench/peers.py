@@ -34,7 +34,8 @@ RSYNC_DIRECTORY = Path("/MirrorRoot/rsync")
 class RawPipe:
     """`btrfs send | ssh | btrfs receive` of a snapshot made before, with the flags that btrsync uses.
 
-    synced: a run of `btrsync sync -vv`, which tells how it called btrfs and ssh.
+    synced: a run of `btrsync sync -vv`, which tells how it called btrfs and ssh. `words`: what is run,
+    for people.
     """
 
     def __init__(self, both: TwoHosts, synced: Synced) -> None:
@@ -47,14 +48,15 @@ class RawPipe:
         sends = [argv for argv in stage.commands_of(synced, "btrfs send") if "--no-data" not in argv]
         send = [*sends[-1][:-1], str(RAW_SNAPSHOT)]
         ssh = [word.replace(str(KEY_FILE), str(RAW_KEY)) for word in stage.commands_of(synced, "ssh -T")[0]]
-        self.line = f"{shlex.join(send)} | {shlex.join(ssh)}"
+        self._line = f"{shlex.join(send)} | {shlex.join(ssh)}"
+        self.words = f"{shlex.join(send)} | ssh | btrfs receive, then btrfs filesystem sync"
 
     def full(self) -> float:
         """Return the seconds of one full send, sync included, and undo it."""
         both = self._both
         both.workstation.run(["btrfs", "subvolume", "snapshot", "-r", "/home/foo/share", RAW_SNAPSHOT])
         stage.settle(both)
-        argv = ["bash", "-o", "pipefail", "-c", self.line]
+        argv = ["bash", "-o", "pipefail", "-c", self._line]
         seconds = timed(lambda: both.workstation.run(argv, timeout_s=stage.LONG_S))
         stage.delete(both, [RAW_SNAPSHOT], [RAW_DIRECTORY / RAW_SNAPSHOT.name])
         return seconds
