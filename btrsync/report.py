@@ -12,6 +12,7 @@ from uuid import UUID
 import msgspec
 
 from btrsync.errors import BtrsyncError
+from btrsync.plan.sizes import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -89,7 +90,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
 class SnapshotRow(msgspec.Struct, frozen=True, kw_only=True):
     """One snapshot or backup of a job, as `list` shows it; one that both sides hold is one row.
 
-    created: when the snapshot was made, UTC; is_latest_common: pinned, the next send starts from it.
+    created: when the snapshot was made, UTC; is_latest_common: the latest that a send may start from: pinned.
     """
 
     name: str
@@ -101,6 +102,20 @@ class SnapshotRow(msgspec.Struct, frozen=True, kw_only=True):
     remark: str = ""
 
 
+class PartialRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A transfer that was cut and can go on: the snapshot's name, and how much of its data the target has.
+
+    total_bytes, percent: None where it was not counted; made: when the target put it on disk, UTC.
+    """
+
+    snapshot: str
+    uuid: UUID
+    data_bytes: int
+    total_bytes: int | None
+    percent: int | None
+    made: datetime
+
+
 class JobSurvey(msgspec.Struct, frozen=True, kw_only=True):
     """What a job's source and one target hold now, oldest first; `error` where it could not be seen."""
 
@@ -108,6 +123,7 @@ class JobSurvey(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     error: str | None = None
     snapshots: tuple[SnapshotRow, ...] = ()
+    partials: tuple[PartialRow, ...] = ()
 
     @property
     def latest_common(self) -> SnapshotRow | None:
@@ -317,18 +333,6 @@ def format_progress(bytes_sent: int, total_bytes: int | None, seconds: float) ->
     return words
 
 
-def format_size(size_bytes: int) -> str:
-    """Return a size in words: "512 B", "12.3 MiB"."""
-    if size_bytes < 1024:
-        return f"{size_bytes} B"
-    size = float(size_bytes)
-    for unit in ("KiB", "MiB", "GiB", "TiB"):
-        size /= 1024
-        if round(size, 1) < 1024:
-            return f"{size:.1f} {unit}"
-    return f"{size / 1024:.1f} PiB"
-
-
 def format_seconds(seconds: float) -> str:
     """Return a duration in words: "1.4 s", "3 min 20 s", "5 h 12 min", "3 d 4 h"."""
     if seconds < 59.95:
@@ -339,6 +343,13 @@ def format_seconds(seconds: float) -> str:
             rest = whole % size // (1 if small == "s" else 60)
             return f"{whole // size} {large} {rest} {small}"
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def format_partial(partial: PartialRow) -> str:
+    """Return how much of a cut transfer is there: "partial, 42 % of 1.3 GiB", "partial, 12.0 MiB"."""
+    if partial.total_bytes is None:
+        return f"partial, {format_size(partial.data_bytes)}"
+    return f"partial, {partial.percent} % of {format_size(partial.total_bytes)}"
 
 
 def format_age(then: datetime, now: datetime) -> str:

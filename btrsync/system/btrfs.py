@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-import msgspec
 import pybtrfs
 from pybtrfs import btrfsutils
 
 from btrsync.errors import NoSpaceError, StorageError
 from btrsync.plan.snapshots import Subvolume
+from btrsync.plan.space import Space
 from btrsync.system import btrfs_ioctl, process
 from btrsync.system.files import directory_opened
 
@@ -39,21 +39,6 @@ ROOT_RDONLY_FLAG: Final = 1
 SEND_PROTOCOL_FILE: Final = Path("/sys/fs/btrfs/features/send_stream_version")
 
 _NO_UUID: Final = bytes(16)
-
-
-class Space(msgspec.Struct, frozen=True):
-    """Room on a filesystem, in bytes.
-
-    `available_bytes` is the kernel's estimate for data (statfs); the chunk figures count what is
-    usable inside chunks already made, `unallocated_bytes` what no chunk has on any device (raw:
-    a mirrored profile takes it twice).
-    """
-
-    total_bytes: int
-    available_bytes: int
-    data_free_bytes: int
-    metadata_free_bytes: int
-    unallocated_bytes: int
 
 
 def subvolume(path: Path) -> Subvolume:
@@ -240,20 +225,24 @@ def send_argv(
     *,
     send_parent: Path | None = None,
     clone_sources: Sequence[Path] = (),
-    proto: int | None = None,
-    compressed: bool = False,
-    no_data: bool = False,
+    stream_version: int = 1,
+    is_compressed: bool = False,
+    is_without_data: bool = False,
 ) -> list[str]:
     """Return the argv that writes the send stream of `snapshot` to stdout; errors alone go to stderr.
 
     send_parent, clone_sources: read-only snapshots of the same filesystem that the target holds
-    too. proto: None leaves it to btrfs; compressed needs 2; no_data sends sizes for bytes.
+    too. stream_version: 1 or 2; 3 is for those who work on the kernel. is_compressed: data as it lies on
+    disk, of version 2. is_without_data: sizes for data. Raises ValueError.
     """
+    if stream_version not in (1, 2) or (is_compressed and stream_version == 1):
+        raise ValueError(f"no stream of version {stream_version}, compressed {is_compressed}")
     return [
         "btrfs", "send", "--quiet",
-        *(["--proto", str(proto)] if proto is not None else []),
-        *(["--compressed-data"] if compressed else []),
-        *(["--no-data"] if no_data else []),
+        # 1 is what btrfs-progs before 6.0 send, which do not know the word.
+        *(["--proto", str(stream_version)] if stream_version != 1 else []),
+        *(["--compressed-data"] if is_compressed else []),
+        *(["--no-data"] if is_without_data else []),
         *(["-p", os.fspath(send_parent)] if send_parent else []),
         *(word for path in clone_sources for word in ("-c", os.fspath(path))),
         "--", os.fspath(snapshot),

@@ -38,7 +38,9 @@ TERMINATE_GRACE_S: Final = 5.0
 USUAL_DIRECTORIES: Final = (
     "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin",
 )  # fmt: skip
-PACKAGES: Final = {"btrfs": "btrfs-progs", "ssh": "openssh-client", "ssh-keygen": "openssh-client"}
+PACKAGES: Final = {
+    "btrfs": "btrfs-progs", "ionice": "util-linux", "ssh": "openssh-client", "ssh-keygen": "openssh-client",
+}  # fmt: skip
 """Debian's package for each program that this project starts."""
 
 

@@ -463,10 +463,12 @@ def test_the_words_for_send_are_taken_by_this_btrfs_send(share: Path) -> None:
         btrfs.create_snapshot(share, path)
         (share / f"after-{path.name}").write_bytes(os.urandom(10_000))
     sizes["full"] = len(process.run(btrfs.send_argv(third)).stdout)
-    argv = btrfs.send_argv(third, send_parent=second, clone_sources=[first], proto=2, compressed=True)
+    argv = btrfs.send_argv(
+        third, send_parent=second, clone_sources=[first], stream_version=2, is_compressed=True
+    )
     done = process.run(argv)
     sizes["incremental"] = len(done.stdout)
-    sizes["sizes only"] = len(process.run(btrfs.send_argv(third, no_data=True)).stdout)
+    sizes["sizes only"] = len(process.run(btrfs.send_argv(third, is_without_data=True)).stdout)
     assert sizes["full"] > 100_000
     assert sizes["incremental"] < 20_000
     assert sizes["sizes only"] < 5_000
