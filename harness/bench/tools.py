@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from harness.bench.stage import Stage
 
 MIB = 1 << 20
-LZO_BYTES = 768 * MIB
+LZO_BYTES = 512 * MIB
 LINE_BITS = 200_000_000
 ALONE = "baseline without the sync, s"
 

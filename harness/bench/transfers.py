@@ -128,6 +128,6 @@ ROWS: dict[str, Callable[[Stage], Row]] = {
     "full-mixed": full_mixed,
     "checkpointing": checkpointing,
     "cpu-per-gib": cpu_per_gib,
-    "many-small-files": many_small_files,
     "one-large-file": one_large_file,
+    "many-small-files": many_small_files,
 }
