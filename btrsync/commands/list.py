@@ -18,10 +18,10 @@ from btrsync.commands.options import (
 )
 from btrsync.commands.tables import show_table
 from btrsync.config import load_client
-from btrsync.report import JobSurvey, SnapshotRow, format_pair, utc_text
+from btrsync.report import JobSurvey, SnapshotRow, format_pair, format_partial, utc_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 HEADINGS = ("JOB", "TARGET", "SNAPSHOT", "CREATED", "WHERE", "REMARK")
@@ -45,6 +45,7 @@ def command(jobs: tuple[str, ...], file: Path, targets: tuple[str, ...], as_json
 
     A snapshot that both sides hold is one row, found by UUID, whatever it is called there. The
     latest one on both sides is pinned: the next send starts from it, and it is never deleted.
+    What a target holds of a transfer that was cut stands below, as a partial.
     The exit status is 1 if a source or a target could not be looked at.
     """
     config = load_client(file)
@@ -61,15 +62,23 @@ def show_surveys(surveys: Sequence[JobSurvey], *, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode({"surveys": surveys}))
         return
-    rows = [_cells(survey, row) for survey in surveys for row in survey.snapshots]
+    rows = [row for survey in surveys for row in _rows(survey)]
     if rows:
         show_table(HEADINGS, rows)
     for survey in surveys:
         if survey.error:
             words = " ".join(survey.error.split())
             print(f"btrsync: {format_pair(survey.job, survey.target)}: {words}", file=sys.stderr)
-        elif not survey.snapshots:
+        elif not (survey.snapshots or survey.partials):
             print(f"{format_pair(survey.job, survey.target)}: no snapshots yet", file=sys.stderr)
+
+
+def _rows(survey: JobSurvey) -> Iterator[tuple[str, ...]]:
+    for row in survey.snapshots:
+        yield _cells(survey, row)
+    for partial in survey.partials:
+        made = utc_text(partial.made)
+        yield (survey.job, survey.target, partial.snapshot, made, "target", format_partial(partial))
 
 
 def _cells(survey: JobSurvey, row: SnapshotRow) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from btrsync.commands.options import (
 )
 from btrsync.commands.tables import show_table
 from btrsync.config import load_client
-from btrsync.report import JobSurvey, format_seconds
+from btrsync.report import JobSurvey, PartialRow, format_age, format_partial, format_seconds
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -37,7 +37,7 @@ State = Literal["in_sync", "behind", "never_synced", "nothing_in_common", "unrea
 
 
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """How one target of a job stands; the names are None where there is none."""
+    """How one target of a job stands; names are None where there is none. partials: transfers cut short."""
 
     job: str
     target: str
@@ -46,6 +46,7 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     latest_common: str | None = None
     age_seconds: float | None = None
     snapshots_behind: int = 0
+    partials: tuple[PartialRow, ...] = ()
     error: str | None = None
 
     @property
@@ -62,6 +63,9 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
 def command(jobs: tuple[str, ...], file: Path, targets: tuple[str, ...], as_json: bool) -> int:
     """Tell for each JOB and target what the latest backup is, how old, and how far behind.
 
+    Of a transfer that was cut the target may hold a part, from which the next run goes on: it is
+    shown with its share of the data and its age.
+
     The exit status is 1 if a target could not be looked at or has never been synced, or
     holds nothing that the next send could start from.
     """
@@ -76,7 +80,7 @@ def command(jobs: tuple[str, ...], file: Path, targets: tuple[str, ...], as_json
     if as_json:
         click.echo(msgspec.json.encode({"ok": is_served, "statuses": statuses}))
     else:
-        show_table(HEADINGS, [_cells(status) for status in statuses])
+        show_table(HEADINGS, [_cells(status, moment) for status in statuses])
     return 0 if is_served else 1
 
 
@@ -95,6 +99,7 @@ def judge(survey: JobSurvey, moment: datetime) -> JobStatus:
             state="nothing_in_common" if has_backups else "never_synced",
             latest_snapshot=latest,
             snapshots_behind=survey.snapshots_behind,
+            partials=survey.partials,
         )
     return JobStatus(
         job=survey.job,
@@ -104,11 +109,20 @@ def judge(survey: JobSurvey, moment: datetime) -> JobStatus:
         latest_common=common.name,
         age_seconds=(moment - common.created).total_seconds() if common.created else None,
         snapshots_behind=survey.snapshots_behind,
+        partials=survey.partials,
     )
 
 
-def format_state(status: JobStatus) -> str:
-    """Return the last column: what people want to know."""
+def format_state(status: JobStatus, moment: datetime) -> str:
+    """Return the last column: what people want to know, at `moment`."""
+    partials = (
+        f"{one.snapshot}: {format_partial(one)}, {format_age(one.made, moment)} old"
+        for one in status.partials
+    )
+    return "; ".join([_format_standing(status), *partials])
+
+
+def _format_standing(status: JobStatus) -> str:
     if status.state == "unreachable":
         return f"unreachable: {' '.join((status.error or '').split())}"
     if status.state == "never_synced":
@@ -119,7 +133,7 @@ def format_state(status: JobStatus) -> str:
     return "in sync" if not count else f"{count} snapshot{'s' if count > 1 else ''} behind"
 
 
-def _cells(status: JobStatus) -> tuple[str, ...]:
+def _cells(status: JobStatus, moment: datetime) -> tuple[str, ...]:
     age = "" if status.age_seconds is None else format_seconds(max(0.0, status.age_seconds))
     return (
         status.job,
@@ -127,5 +141,5 @@ def _cells(status: JobStatus) -> tuple[str, ...]:
         status.latest_snapshot or "",
         status.latest_common or "",
         age,
-        format_state(status),
+        format_state(status, moment),
     )

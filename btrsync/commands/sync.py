@@ -36,6 +36,7 @@ Examples:
   btrsync sync share                one job
   btrsync sync --target usb         every job that goes to the target usb
   btrsync sync --dry-run            what would be sent; changes nothing
+  btrsync sync --explain share      which send parent it would start from, and why
   btrsync sync --full share         send all of it anew, when nothing is common any more
   btrsync sync --json | tail -n 1   the report for a program
 """
@@ -47,6 +48,9 @@ Examples:
 @target_option
 @click.option("--full", is_flag=True, help="Send all of it anew, without a send parent, whatever is common.")
 @click.option("--dry-run", is_flag=True, help="Tell what would be sent, and change nothing.")
+@click.option(
+    "--explain", is_flag=True, help="Tell which send parent it would start from, and why."
+)
 @click.option("--always", "--force", is_flag=True, help="Make and send a snapshot although nothing changed.")
 @json_option
 @click.pass_context
@@ -58,6 +62,7 @@ def command(
     targets: tuple[str, ...],
     full: bool,
     dry_run: bool,
+    explain: bool,
     always: bool,
     as_json: bool,
 ) -> int:
@@ -73,6 +78,10 @@ def command(
     """
     config = load_client(file)
     require_root("sync")
+    if explain:
+        from btrsync.commands.explain import explain as show_explanations
+
+        return show_explanations(config, jobs, targets, is_full=full, is_forced=always, as_json=as_json)
     # Here, after the command line and the configuration were found right: this is the long import.
     from btrsync import sync
 

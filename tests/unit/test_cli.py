@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import click
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +26,7 @@ from btrsync.commands.list import show_surveys
 from btrsync.commands.serve import printable_command
 from btrsync.commands.status import format_state, judge
 from btrsync.commands.statuses import EXIT_STATUSES
-from btrsync.report import JobSurvey, SnapshotRow
+from btrsync.report import JobSurvey, PartialRow, SnapshotRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -341,6 +342,10 @@ BEHIND = JobSurvey(
 FAR_BEHIND = JobSurvey(
     job="share", target="rose", snapshots=(*BEHIND.snapshots, row("snapshot-3", 3, "source"))
 )
+PARTIAL = PartialRow(
+    snapshot="snapshot-4", uuid=UUID(int=4), data_bytes=600 << 20, total_bytes=2 << 30, percent=29,
+    made=NOW - timedelta(hours=5),
+)  # fmt: skip
 NEVER = JobSurvey(job="home", target="daisy", snapshots=(row("snapshot-1", 1, "source"),))
 APART = JobSurvey(
     job="home", target="usb", snapshots=(row("other", 1, "target"), row("snapshot-1", 2, "source"))
@@ -353,7 +358,8 @@ SURVEYS = [IN_SYNC, BEHIND, FAR_BEHIND, NEVER, APART, EMPTY, UNREACHABLE]
 def test_a_list_is_aligned_columns_where_there_is_no_terminal(
     capsys: pytest.CaptureFixture[str], golden: Callable[[str], Any]
 ) -> None:
-    show_surveys(SURVEYS, as_json=False)
+    cut = JobSurvey(job="music", target="daisy", partials=(PARTIAL,))
+    show_surveys([*SURVEYS, cut], as_json=False)
     out, err = capsys.readouterr()
     golden("list.txt").check(f"{out}--- stderr\n{err}")
 
@@ -361,7 +367,8 @@ def test_a_list_is_aligned_columns_where_there_is_no_terminal(
 def test_a_list_for_a_program_is_one_line_of_json(
     capsys: pytest.CaptureFixture[str], golden: Callable[[str], Any]
 ) -> None:
-    show_surveys([BEHIND, UNREACHABLE], as_json=True)
+    cut = msgspec.structs.replace(BEHIND, partials=(PARTIAL,))
+    show_surveys([cut, UNREACHABLE], as_json=True)
     line = capsys.readouterr().out
     assert line.count("\n") == 1
     golden("list.json").check(json.dumps(json.loads(line), indent=2) + "\n")
@@ -382,7 +389,19 @@ def test_a_list_for_a_program_is_one_line_of_json(
 )
 def test_a_status_says_how_a_target_stands(survey: JobSurvey, words: str, is_served: bool) -> None:
     found = judge(survey, NOW)
-    assert (format_state(found), found.is_served) == (words, is_served)
+    assert (format_state(found, NOW), found.is_served) == (words, is_served)
+
+
+def test_a_status_tells_of_a_cut_transfer_its_share_of_the_data_and_its_age() -> None:
+    uncounted = msgspec.structs.replace(PARTIAL, total_bytes=None, percent=None)
+    cut = msgspec.structs.replace(FAR_BEHIND, partials=(PARTIAL, uncounted))
+    assert format_state(judge(cut, NOW), NOW) == (
+        "2 snapshots behind; snapshot-4: partial, 29 % of 2.0 GiB, 5 h 0 min old;"
+        " snapshot-4: partial, 600.0 MiB, 5 h 0 min old"
+    )
+    first = msgspec.structs.replace(NEVER, partials=(PARTIAL,))
+    assert judge(first, NOW).partials == first.partials
+    assert not judge(first, NOW).is_served
 
 
 def test_a_status_has_the_age_of_the_latest_common_snapshot() -> None:
