@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from btrsync.commands.invocation import Invocation
 from btrsync.errors import MACHINE_ERRNOS, BtrsyncError, storage_error
+from btrsync.system.signals import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 BUG_STATUS = 70
 BROKEN_PIPE_STATUS = 128 + signal.SIGPIPE
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopSignal(BaseException):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from btrsync.errors import (
@@ -19,6 +20,7 @@ from btrsync.errors import (
     UnreachableError,
     storage_error,
 )
+from btrsync.incoming import storage_errors
 from btrsync.intake import Intake
 from btrsync.protocol import (
     MAX_REQUEST_BYTES,
@@ -32,20 +34,24 @@ from btrsync.protocol import (
     Hello,
     Inventory,
     Ready,
+    Stream,
     Waiting,
 )
 from btrsync.system import btrfs
 from btrsync.system.lock import Lock, evict, holder
-from btrsync.target import LOCK_NAME, Target, open_target, storage_errors
-from btrsync.wire import ClosedError, Data, Wire
+from btrsync.system.signals import stop_signals_deferred
+from btrsync.target import LOCK_NAME, Target, backup_entry, open_target
+from btrsync.wire import ClosedError, Data, StopAskedError, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from btrsync.config import ServerConfig
-    from btrsync.protocol import AnyMessage, BackupEntry
+    from btrsync.protocol import AnyMessage
 
 WAITING_INTERVAL_S = 2.0
+KEEPING_S = 60.0
+"""How long a dead connection may take to put on disk what it has received, before it is killed."""
 RUN_ID_CHARACTERS = 128
 
 
@@ -95,6 +101,7 @@ class _Connection:
         self._client = client
         self._log = log
         self._is_streaming = False
+        self._kept_bytes = 0
 
     def run(self, load_config: Callable[[], ServerConfig], software: str) -> None:
         hello = self._expect_hello()
@@ -118,12 +125,13 @@ class _Connection:
                 if not hello.is_look_only:
                     lock = self._lock(target, hello.run_id, config.lock_wait_s)
                     lock_fd = stack.enter_context(lock).fileno()
-                    swept = target.sweep()
-                jobs = target.inventory()
+                    ttl = timedelta(days=config.partial_ttl_days)
+                    swept = target.sweep(now=datetime.now(UTC), partial_ttl=ttl)
+                inventory = Inventory(target.inventory(), swept, target.partials())
             for name in swept:
                 self._log(f"deleted {name}, left by an interrupted transfer")
-            self._wire.send(Inventory(jobs, swept))
-            self._converse(target, lock_fd)
+            self._wire.send(inventory)
+            self._converse(target, lock_fd, config)
 
     def _expect_hello(self) -> Hello:
         message = self._wire.receive()
@@ -136,7 +144,7 @@ class _Connection:
     def _lock(self, target: Target, run_id: str, wait_s: float) -> Lock:
         """Return the client's lock to enter; a dead connection of the same run makes way at once."""
         path = target.directory / LOCK_NAME
-        evict(path, run_id)
+        evict(path, run_id, grace_s=KEEPING_S)
         said = 0.0
 
         def say_waiting() -> None:
@@ -153,7 +161,7 @@ class _Connection:
             on_wait=say_waiting,
         )
 
-    def _converse(self, target: Target, lock_fd: int) -> None:
+    def _converse(self, target: Target, lock_fd: int, config: ServerConfig) -> None:
         while True:
             try:
                 message = self._wire.receive()
@@ -164,27 +172,63 @@ class _Connection:
                 return
             if not isinstance(message, Begin) or lock_fd < 0:
                 raise ProtocolError(f"client {self._client} sent {type(message).__name__} out of turn")
+            self._kept_bytes = 0
             try:
-                entry = self._receive(target, message, lock_fd)
+                committed = self._receive(target, message, lock_fd, config)
             except (UnreachableError, ProtocolError):
                 raise
             except BtrsyncError as error:
                 self._log(f"{message.job}/{message.name}: {error}")
-                self._wire.send(_failed(error))
+                self._wire.send(_failed(error, self._kept_bytes))
                 self._drain()
             else:
                 self._log(f"{message.job}/{message.name}: committed")
-                self._wire.send(Committed(entry))
+                self._wire.send(committed)
 
-    def _receive(self, target: Target, begin: Begin, lock_fd: int) -> BackupEntry:
-        with target.incoming(begin, lock_fd=lock_fd) as incoming:
+    def _receive(self, target: Target, begin: Begin, lock_fd: int, config: ServerConfig) -> Committed:
+        with target.incoming(begin, lock_fd=lock_fd, buffer_bytes=config.buffer_bytes) as incoming:
             self._wire.send(Ready(btrfs.progs_version()))
             self._is_streaming = True
-            intake = Intake(self._wire, incoming)
-            while isinstance(message := self._wire.receive(), Data):
-                intake.take(message)
-            self._end(message, intake)
-            return incoming.commit()
+            stream = self._wire.receive()
+            if isinstance(stream, Abort):
+                self._is_streaming = False
+                raise IntegrityError(f"the client gave up: {stream.reason}")
+            if not isinstance(stream, Stream):
+                raise ProtocolError(f"client {self._client} sent {type(stream).__name__} instead of Stream")
+            with Intake(
+                self._wire, incoming, stream,
+                checkpoint_bytes=config.checkpoint_bytes, checkpoint_s=config.checkpoint_seconds,
+            ) as intake:  # fmt: skip
+                self._end(self._take_all(intake, begin), intake)
+                return Committed(backup_entry(begin.name, incoming.commit(), 1), intake.data_bytes)
+
+    def _take_all(self, intake: Intake, begin: Begin) -> AnyMessage:
+        """Take the stream's frames and return the message behind them; keep what came if the line breaks."""
+        with stop_signals_deferred() as stop_fd, self._wire.stoppable(stop_fd):
+            try:
+                while isinstance(message := self._wire.receive(), Data):
+                    intake.take(message)
+                if isinstance(message, Abort):
+                    self._is_streaming = False
+                    self._keep(intake, begin)
+            except UnreachableError:
+                self._keep(intake, begin)
+                raise
+            except StopAskedError as error:
+                self._keep(intake, begin)
+                self._log(f"{begin.job}/{begin.name}: {error}")
+                with contextlib.suppress(UnreachableError):
+                    self._wire.send(_failed(error, self._kept_bytes))
+                raise
+        return message
+
+    def _keep(self, intake: Intake, begin: Begin) -> None:
+        try:
+            self._kept_bytes = intake.keep()
+        except BtrsyncError as error:
+            self._log(f"{begin.job}/{begin.name}: only the last checkpoint was kept: {error}")
+        if self._kept_bytes:
+            self._log(f"{begin.job}/{begin.name}: cut; kept up to byte {self._kept_bytes}")
 
     def _end(self, message: AnyMessage, intake: Intake) -> None:
         self._is_streaming = False
@@ -216,5 +260,5 @@ class _Connection:
                 )
 
 
-def _failed(error: BtrsyncError) -> Failed:
-    return Failed(error.message, error.exit_status, error.hint, error.retryable)
+def _failed(error: BtrsyncError, kept_bytes: int = 0) -> Failed:
+    return Failed(error.message, error.exit_status, error.hint, error.retryable, kept_bytes)

@@ -1,45 +1,34 @@
 """A target: one client's directory on this machine, and what may happen in it.
 
-Layout: CLIENT/JOB/<backup>; a receive in progress is CLIENT/JOB/.incoming-<id>, in the same
-directory as its final name, for a read-only subvolume cannot be moved to another (EROFS; measured).
-*Commit* is the only way to a visible name: checked, on disk, renamed, acknowledged, in this order.
+Layout: CLIENT/JOB/<backup>, and beside the backups of a job what is on its way in: `incoming`, `partials`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import stat
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from btrsync.errors import (
-    BtrsyncError,
-    CommandError,
-    IntegrityError,
-    NoSpaceError,
-    RefusedError,
-    StorageError,
-    StreamError,
-    UnreachableError,
-)
+from btrsync import partials
+from btrsync.errors import RefusedError, StorageError
+from btrsync.incoming import INCOMING_PREFIX, Incoming, make_private_directory
 from btrsync.plan.names import is_valid_name, printable_name
-from btrsync.protocol import BackupEntry, Begin
-from btrsync.stream.head import format_head
-from btrsync.system import btrfs, files, pipes, process
+from btrsync.protocol import BackupEntry, Begin, PartialEntry
+from btrsync.system import btrfs
 from btrsync.system.mounts import missing_mount
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
+    from datetime import datetime, timedelta
     from pathlib import Path
     from uuid import UUID
 
+    from btrsync.partials import Partial
     from btrsync.plan.snapshots import Subvolume
-    from btrsync.stream.head import FirstCommand
 
-INCOMING_PREFIX = ".incoming-"
 LOCK_NAME = ".lock"
-MORE_SPACE = "free space there, or add a disk to its array"
+STAGING_PREFIXES = (INCOMING_PREFIX, partials.PREFIX)
 
 
 class Target:
@@ -60,26 +49,42 @@ class Target:
 
     def _entries(self, job: str, counts: Mapping[UUID, int]) -> list[BackupEntry]:
         return [
-            _entry(printable_name(name), found, counts[found.received_uuid] if found.received_uuid else 1)
+            backup_entry(
+                printable_name(name), found, counts[found.received_uuid] if found.received_uuid else 1
+            )
             for name, found in sorted(self._subvolumes(job).items(), key=lambda item: item[1].id)
-            if not name.startswith(INCOMING_PREFIX)
+            if not name.startswith(STAGING_PREFIXES)
         ]
 
-    def sweep(self) -> list[str]:
-        """Delete what an interrupted receive left behind; return the names. Needs the client's lock."""
+    def partials(self) -> dict[str, list[PartialEntry]]:
+        """Return what cut transfers have left on disk, of each job that has such, the newest last."""
+        found = {
+            job: [partial.entry for partial in partials.found_in(self.directory / job, self._subvolumes(job))]
+            for job in self._jobs()
+        }
+        return {job: entries for job, entries in found.items() if entries}
+
+    def sweep(self, *, now: datetime, partial_ttl: timedelta) -> list[str]:
+        """Delete what dead receives left behind, and partials that are of no use any more.
+
+        Returns the names. Needs the client's lock.
+        """
         deleted = []
         for job in self._jobs():
-            for name in self._subvolumes(job):
+            directory, found = self.directory / job, self._subvolumes(job)
+            for name in found:
                 if name.startswith(INCOMING_PREFIX):
-                    btrfs.delete_subvolume(self.directory / job / name)
+                    btrfs.delete_subvolume(directory / name)
                     deleted.append(f"{job}/{name}")
+            swept = partials.sweep(directory, found, now=now, ttl=partial_ttl)
+            deleted += [f"{job}/{name}" for name in swept]
         return deleted
 
-    def incoming(self, begin: Begin, *, lock_fd: int) -> Incoming:
-        """Check that `begin` is allowed and return the receive to enter.
+    def incoming(self, begin: Begin, *, lock_fd: int, buffer_bytes: int) -> Incoming:
+        """Check that `begin` is allowed and return the transfer to enter.
 
         lock_fd: inherited by `btrfs receive`, so that the lock outlives a killed server for as long
-        as its receive does. Raises RefusedError.
+        as its receive does; buffer_bytes: of the pipe into it. Raises RefusedError.
         """
         if not is_valid_name(begin.job) or not is_valid_name(begin.name):
             raise RefusedError(f"{begin.job!r}/{begin.name!r} is not a name for a backup here")
@@ -99,7 +104,16 @@ class Target:
                 hint="run `btrsync sync` again: it looks anew at what is there",
             )
         self._check_ancestors(begin, held)
-        return Incoming(directory, begin, lock_fd)
+        before = self._partials_of(begin)
+        return Incoming(
+            directory, begin, lock_fd,
+            before=before, goes_on=_continued(begin, before), buffer_bytes=buffer_bytes,
+        )  # fmt: skip
+
+    def _partials_of(self, begin: Begin) -> list[Partial]:
+        directory = self.directory / begin.job
+        subvolumes = self._subvolumes(begin.job) if directory.is_dir() else {}
+        return [found for found in partials.found_in(directory, subvolumes) if found.entry.uuid == begin.uuid]
 
     def _check_ancestors(self, begin: Begin, held: Mapping[UUID, BackupEntry]) -> None:
         wanted = [("send parent", begin.send_parent)] if begin.send_parent else []
@@ -126,18 +140,6 @@ class Target:
 
     def _subvolumes(self, job: str) -> dict[str, Subvolume]:
         return btrfs.subvolumes_in(self.directory / job)
-
-
-@contextlib.contextmanager
-def storage_errors(directory: Path) -> Iterator[None]:
-    """Let an OSError inside become a StorageError, or a NoSpaceError, that names the path or `directory`."""
-    try:
-        yield
-    except OSError as error:
-        where = error.filename or directory
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpaceError(f"{where}: no space left on the server", hint=MORE_SPACE) from error
-        raise StorageError(f"{where}: {os.strerror(error.errno or 0)}, on the server") from error
 
 
 def open_target(directory: Path, *, root: Path, is_look_only: bool) -> Target:
@@ -176,142 +178,31 @@ def open_target(directory: Path, *, root: Path, is_look_only: bool) -> Target:
                 f" so {directory} was not made",
                 hint=f"mount {point}",
             )
-        _make_private_directory(directory)
+        make_private_directory(directory)
     return Target(directory)
 
 
-class Incoming:
-    """A receive in progress. Left without `commit`, nothing of it remains."""
-
-    def __init__(self, directory: Path, begin: Begin, lock_fd: int) -> None:
-        self.begin = begin
-        self._directory = directory
-        self._lock_fd = lock_fd
-        self._staging = f"{INCOMING_PREFIX}{os.urandom(8).hex()}"
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self) -> Self:
-        with storage_errors(self._directory), contextlib.ExitStack() as stack:
-            if _make_private_directory(self._directory):
-                stack.callback(self._remove_directory)
-            self._directory_fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            stack.callback(os.close, self._directory_fd)
-            # Opened before anything is written: syncfs reports only errors since then (man 2 syncfs).
-            self._device_errors = btrfs.device_errors(self._directory)
-            stack.callback(self._delete_staging)
-            read_fd, self.write_fd = os.pipe()
-            pipes.enlarge(self.write_fd)
-            self._close_input = stack.enter_context(contextlib.ExitStack())
-            self._close_input.callback(os.close, self.write_fd)
-            try:
-                self._receive = stack.enter_context(
-                    process.spawn(
-                        btrfs.receive_argv(self._directory), stdin=read_fd, pass_fds=(self._lock_fd,)
-                    )
-                )
-            finally:
-                os.close(read_fd)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def begin_stream(self, first: FirstCommand) -> None:
-        """Check what the stream announces against what was agreed, and give receive its head.
-
-        Raises StreamError before receive has seen a byte.
-        """
-        for what, announced, agreed in (
-            ("the UUID", first.uuid, self.begin.uuid),
-            ("the ctransid", first.ctransid, self.begin.ctransid),
-            ("the parent", first.parent_uuid, self.begin.send_parent),
-        ):
-            if announced != agreed:
-                raise StreamError(0, f"it announces {what} {announced}, and {agreed} was agreed")
-        pipes.write_all(self.write_fd, format_head(first, path=self._staging.encode()))
-
-    def failure(self) -> BtrsyncError:
-        """Return why `btrfs receive` stopped reading; call it after a broken pipe."""
-        self._close_input.close()
-        exit = self._receive.wait()
-        if "No space left on device" in exit.stderr or "Disk quota exceeded" in exit.stderr:
-            return NoSpaceError(
-                f"no space left at the server in {self._directory}",
-                hint=MORE_SPACE,
-            )
-        if exit.has_failed:
-            return CommandError(exit, hint="nothing of this transfer was kept on the server")
-        return StreamError(0, "it goes on behind its end")
-
-    def commit(self) -> BackupEntry:
-        """Wait for receive, check its work, put it on disk, give it its name; return the backup.
-
-        Raises CommandError, NoSpaceError, IntegrityError or StorageError; nothing is visible then.
-        """
-        self._close_input.close()
-        if self._receive.wait().has_failed:
-            raise self.failure()
-        path = self._directory / self._staging
-        found = btrfs.subvolume(path)
-        self._check_received(found)
-        btrfs.sync_filesystem(self._directory_fd)
-        # `sync` returns 0 after an aborted transaction too: look at what the kernel thinks of it.
-        if os.fstatvfs(self._directory_fd).f_flag & os.ST_RDONLY:
-            raise StorageError(
-                f"the filesystem of {self._directory} was forced read-only", hint="see dmesg there"
-            )
-        if (errors := btrfs.device_errors(self._directory)) != self._device_errors:
-            raise StorageError(
-                f"the error counters of the array's devices moved during the transfer, to {errors}",
-                hint="see `btrfs device stats` there; the backup was not committed",
-            )
-        with storage_errors(self._directory):
-            files.rename_noreplace(self._directory_fd, self._staging, self.begin.name)
-        try:
-            os.fsync(self._directory_fd)
-        except OSError as error:
-            # Visible, and perhaps not on disk. The client must hear neither yes nor no, or it would drop its
-            # snapshot: so the connection ends here, and the next run finds out.
-            raise UnreachableError(
-                f"{path.parent / self.begin.name} has its name, but cannot be made durable: {error.strerror}"
-            ) from error
-        return _entry(self.begin.name, found, 1)
-
-    def _check_received(self, found: Subvolume) -> None:
-        # Complete is read-only *and* the received UUID: receive sets them last, in two steps.
+def _continued(begin: Begin, before: list[Partial]) -> Partial | None:
+    """Return the partial that `begin` goes on from. Raises RefusedError if it is not there."""
+    if not begin.offset_bytes:
+        return None
+    for partial in before:
+        entry = partial.entry
         if (
-            not found.is_readonly
-            or found.received_uuid != self.begin.uuid
-            or found.stransid != self.begin.ctransid
+            (entry.offset_bytes, entry.proofs[-1].digest) == (begin.offset_bytes, begin.digest)
+            and entry.ctransid == begin.ctransid
+            and entry.send_parent == begin.send_parent
+            and set(entry.clone_sources) == set(begin.clone_sources)
         ):
-            raise IntegrityError(
-                f"btrfs receive ended well, but {self._staging} is not what was sent: "
-                f"read-only is {found.is_readonly}, received UUID {found.received_uuid} (sent:"
-                f" {self.begin.uuid}), transaction {found.stransid} (sent: {self.begin.ctransid})"
-            )
-
-    def _delete_staging(self) -> None:
-        path = self._directory / self._staging
-        if os.path.lexists(path):
-            btrfs.delete_subvolume(path)
-
-    def _remove_directory(self) -> None:
-        # Only while nothing was committed in it.
-        with contextlib.suppress(OSError):
-            self._directory.rmdir()
+            return partial
+    raise RefusedError(
+        f"there is no partial of {begin.job}/{begin.name} here that ends at byte {begin.offset_bytes}",
+        hint="run `btrsync sync` again: it looks anew at what is there",
+    )
 
 
-def _make_private_directory(directory: Path) -> bool:
-    """Make `directory` for root alone if it is not there; tell whether it was made."""
-    try:
-        directory.mkdir(mode=0o700)
-    except FileExistsError:
-        return False
-    return True
-
-
-def _entry(name: str, found: Subvolume, copies: int) -> BackupEntry:
+def backup_entry(name: str, found: Subvolume, copies: int) -> BackupEntry:
+    """Return what the client is told of a backup."""
     return BackupEntry(
         name, found.uuid, found.received_uuid, found.generation, found.is_readonly, found.created, copies,
         found.was_edited,

@@ -15,7 +15,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from btrsync.errors import ProtocolError, UnreachableError
+from btrsync.errors import BtrsyncError, ProtocolError, UnreachableError
 from btrsync.protocol import (
     BANNER_BYTES,
     FRAME_HEADER,
@@ -56,6 +56,12 @@ class ClosedError(UnreachableError):
     """The other end closed the connection."""
 
 
+class StopAskedError(BtrsyncError):
+    """A signal asks to stop, and came while it may not interrupt: see `Wire.stoppable`."""
+
+    retryable = True
+
+
 class NoBannerError(ProtocolError):
     """The other end does not begin with a banner; `noise` is what it said instead."""
 
@@ -93,6 +99,7 @@ class Wire:
         self._write_fd = write_fd
         self._silence_s = silence_s
         self._heartbeat_s = heartbeat_s
+        self._stop_fd = -1
         self._body_bytes = 0
         self._is_mid_frame = False
         self._inbox: list[AnyMessage] = []
@@ -190,6 +197,9 @@ class Wire:
 
     def receive(self) -> AnyMessage | Data:
         """Return the next message, or Data whose body must be taken before the next call."""
+        if self._stop_fd >= 0:
+            # A peer that is always ahead of us never lets us wait.
+            self._wait({}, 0)
         while True:
             if self._inbox:
                 return self._inbox.pop(0)
@@ -317,33 +327,22 @@ class Wire:
                     rest -= moved
         return size_bytes
 
-    def take(self, size_bytes: int, destination_fd: int) -> None:
-        """Move the next `size_bytes` of the current body into the pipe `destination_fd`.
+    def take(self, size_bytes: int, destination_fd: int) -> int:
+        """Move some of the next `size_bytes` of the current body into the pipe `destination_fd`.
 
-        Raises BrokenPipeError if nobody reads that pipe any more, ClosedError if the peer is gone.
+        Returns how many; 0 if the pipe is full, whoever is to empty it. Raises ClosedError if the peer
+        is gone, and then nothing was moved by this call.
         """
-        while size_bytes:
+        while True:
             moved = self._splice(self._read_fd, destination_fd, size_bytes)
-            if moved is None:
-                self._wait_body_or_reader(destination_fd)
-                continue
-            size_bytes -= moved
-            self._body_bytes -= moved
-            self._heard = time.monotonic()
-
-    def _wait_body_or_reader(self, destination_fd: int) -> None:
-        """Wait for whichever of the two held `take` up: the peer's next bytes, or room for them."""
-        if not self._poll(self._read_fd, select.POLLIN, 0):
+            if moved is not None:
+                self._body_bytes -= moved
+                self._heard = time.monotonic()
+                return moved
+            if self._poll(self._read_fd, select.POLLIN, 0):
+                return 0
             if not self._poll(self._read_fd, select.POLLIN, self._silence_s):
                 raise self._silent()
-            return
-        # The reader may take its time, but the peer's end must be noticed meanwhile.
-        poller = select.poll()
-        poller.register(destination_fd, select.POLLOUT)
-        poller.register(self._read_fd, 0)
-        for fd, events in poller.poll():
-            if fd == self._read_fd and events & (select.POLLHUP | select.POLLERR):
-                raise ClosedError(f"{self.peer} closed the connection in the middle of a send stream")
 
     def _splice(self, source_fd: int, destination_fd: int, size_bytes: int) -> int | None:
         """Move up to `size_bytes` in the kernel; None if one of the two is not ready."""
@@ -382,18 +381,35 @@ class Wire:
             hint="the link or that machine is gone; the next run puts it right by itself",
         )
 
-    @staticmethod
-    def _poll(fd: int, event: int, timeout_s: float) -> bool:
+    @contextlib.contextmanager
+    def stoppable(self, stop_fd: int) -> Iterator[None]:
+        """The time in which StopAskedError ends every wait of ours once `stop_fd` can be read.
+
+        Only waits: what has been moved by then has been accounted for.
+        """
+        self._stop_fd = stop_fd
+        try:
+            yield
+        finally:
+            self._stop_fd = -1
+
+    def _poll(self, fd: int, event: int, timeout_s: float) -> bool:
+        return fd in self._wait({fd: event}, timeout_s)
+
+    def _wait(self, events: dict[int, int], timeout_s: float) -> set[int]:
         poller = select.poll()
-        poller.register(fd, event)
-        return bool(poller.poll(max(0.0, timeout_s) * 1000))
+        for fd, event in events.items():
+            poller.register(fd, event)
+        if self._stop_fd >= 0:
+            poller.register(self._stop_fd, select.POLLIN)
+        ready = {fd for fd, _ in poller.poll(max(0.0, timeout_s) * 1000)}
+        if self._stop_fd in ready:
+            raise StopAskedError("this machine ended the transfer: it was asked to stop")
+        return ready
 
     def _poll_two(self, fd: int, event: int, deadline: float, *, is_listening: bool = True) -> set[int]:
-        poller = select.poll()
-        poller.register(fd, event)
-        if is_listening:
-            poller.register(self._read_fd, select.POLLIN)
-        ready = {ready_fd for ready_fd, _ in poller.poll(max(0.0, deadline - time.monotonic()) * 1000)}
+        events = {fd: event} | ({self._read_fd: select.POLLIN} if is_listening else {})
+        ready = self._wait(events, deadline - time.monotonic())
         if not ready:
             raise self._silent()
         return ready

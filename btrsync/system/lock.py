@@ -131,11 +131,13 @@ def holder(path: Path) -> Holder | None:
     return found if found is not None and found.is_alive else None
 
 
-def evict(path: Path, run_id: str, *, on_wait: Callable[[], None] | None = None) -> bool:
+def evict(
+    path: Path, run_id: str, *, grace_s: float = EVICTION_GRACE_S, on_wait: Callable[[], None] | None = None
+) -> bool:
     """End the process that holds the lock at `path` for our own run; True if there was one.
 
     For a client that comes back on a new connection while the server's process of the old one still
-    sits on the lock. SIGTERM, 5 s, SIGKILL, 5 s. Nothing but the living holder with the same
+    sits on the lock. SIGTERM, `grace_s`, SIGKILL, the same again. Nothing but the living holder with the same
     `run_id` is ever signalled, through a pidfd, so that it cannot be another process by then.
     Afterwards take the lock as usual. Raises LockedError if even SIGKILL did not end it, OSError.
     """
@@ -153,7 +155,7 @@ def evict(path: Path, run_id: str, *, on_wait: Callable[[], None] | None = None)
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, number)
-            if _has_ended(pidfd, on_wait):
+            if _has_ended(pidfd, grace_s, on_wait):
                 return True
     finally:
         os.close(pidfd)
@@ -181,10 +183,10 @@ def _is_held(path: Path) -> bool:
         os.close(fd)
 
 
-def _has_ended(pidfd: int, on_wait: Callable[[], None] | None) -> bool:
+def _has_ended(pidfd: int, grace_s: float, on_wait: Callable[[], None] | None) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    deadline = time.monotonic() + EVICTION_GRACE_S
+    deadline = time.monotonic() + grace_s
     while (left_s := deadline - time.monotonic()) > 0:
         if poll.poll(min(left_s, LONGEST_PAUSE_S) * 1000):
             return True

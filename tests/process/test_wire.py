@@ -13,7 +13,7 @@ import pytest
 from btrsync import protocol
 from btrsync.errors import ProtocolError, UnreachableError
 from btrsync.protocol import FRAME_HEADER, Bye, FrameType, Hello, Versions, Waiting, format_banner
-from btrsync.wire import ClosedError, Data, NoBannerError, Wire
+from btrsync.wire import ClosedError, Data, NoBannerError, StopAskedError, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -185,7 +185,11 @@ def test_a_stream_passes_from_pipe_to_pipe_unchanged() -> None:
             sent += moved
             frame = far.wire.receive()
             assert frame == Data(moved)
-            far.wire.take(moved, sink_write)
+            rest = moved
+            while rest:
+                part = far.wire.take(rest, sink_write)
+                rest -= part
+                time.sleep(0 if part else 0.001)
             taken += moved
         os.close(sink_write)
         threads[0].join()
@@ -224,20 +228,38 @@ def test_a_reader_that_died_is_a_broken_pipe_and_the_rest_of_the_body_can_be_dro
     os.close(sink_write)
 
 
-def test_a_peer_that_is_lost_in_the_middle_of_a_body_is_noticed_while_the_reader_is_full() -> None:
+def test_a_full_pipe_takes_nothing_and_a_lost_peer_is_noticed_when_there_is_room() -> None:
     sink_read, sink_write = os.pipe()
     os.set_blocking(sink_write, False)
     with contextlib.suppress(BlockingIOError):
         while True:
             os.write(sink_write, b"\0" * 65536)
     with wired(silence_s=60.0) as ends:
-        ends.say(FRAME_HEADER.pack(FrameType.DATA, 5000) + b"x" * 5000)
+        ends.say(FRAME_HEADER.pack(FrameType.DATA, 5000) + b"x" * 1000)
         assert ends.wire.receive() == Data(5000)
-        threading.Timer(0.2, os.close, (ends.peer_write_fd,)).start()
+        assert ends.wire.take(5000, sink_write) == 0
+        os.close(ends.peer_write_fd)
+        os.read(sink_read, 1 << 20)
+        assert ends.wire.take(5000, sink_write) == 1000
         with pytest.raises(ClosedError):
-            ends.wire.take(5000, sink_write)
+            ends.wire.take(4000, sink_write)
     os.close(sink_read)
     os.close(sink_write)
+
+
+def test_a_wait_ends_when_a_signal_asks_to_stop() -> None:
+    stop_read, stop_write = os.pipe()
+    with wired(silence_s=60.0) as ends:
+        with ends.wire.stoppable(stop_read):
+            threading.Timer(0.1, os.write, (stop_write, b"x")).start()
+            with pytest.raises(StopAskedError):
+                ends.wire.receive()
+            with pytest.raises(StopAskedError):
+                ends.wire.receive()
+        ends.say(protocol.encode(Bye()))
+        assert ends.wire.receive() == Bye()
+    os.close(stop_read)
+    os.close(stop_write)
 
 
 def test_a_peer_that_stops_reading_is_dead_after_the_limit_but_not_while_it_gives_signs_of_life() -> None:
