@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from uuid import UUID
@@ -15,10 +16,8 @@ from btrsync.errors import BtrsyncError
 from btrsync.plan.sizes import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from typing import Self, TextIO
-
-    from rich.progress import TaskID
+    from collections.abc import Callable, Sequence
+    from typing import TextIO
 
 Result = Literal["sent", "nothing_changed", "would_send", "failed"]
 Kind = Literal["full", "incremental"]
@@ -47,8 +46,11 @@ class JobOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """What came of one job at one target.
 
     snapshot: the name of what was sent, would be sent, or is the latest on both sides where nothing
-    changed; send_parent: the name of the snapshot an incremental send started from; detail: one more
-    sentence for people, may be empty; error: set if and only if the result is "failed".
+    changed; send_parent: the name of the snapshot an incremental send started from; bytes_sent: on the
+    wire in this run; bytes_written: of data, before compression, that the whole backup wrote or would
+    write, resumed_from_bytes: as many of them were there from an earlier run; files: regular files made or
+    changed; largest: printable paths with the most data and their bytes, if they were asked for; detail:
+    one more sentence for people, may be empty; error: set if and only if the result is "failed".
     """
 
     job: str
@@ -58,6 +60,10 @@ class JobOutcome(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: str | None = None
     send_parent: str | None = None
     bytes_sent: int = 0
+    bytes_written: int | None = None
+    resumed_from_bytes: int = 0
+    files: int | None = None
+    largest: tuple[tuple[str, int], ...] = ()
     seconds: float = 0.0
     detail: str = ""
     error: ErrorReport | None = None
@@ -140,10 +146,14 @@ class JobSurvey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reporter(Protocol):
-    """Who is told what happens while it happens. Nothing here may raise or read anything."""
+    """Who is told what happens while it happens, from any thread. Nothing here may raise or read anything.
+
+    progress: of the backup's data, before compression, so much is written, of so much in all if known;
+    after a link failed, or where a transfer goes on, it may begin anywhere.
+    """
 
     def step(self, job: str, target: str, text: str) -> None: ...
-    def progress(self, job: str, target: str, bytes_sent: int, total_bytes: int | None) -> None: ...
+    def progress(self, job: str, target: str, bytes_written: int, total_bytes: int | None) -> None: ...
     def warning(self, text: str) -> None: ...
     def outcome(self, outcome: JobOutcome) -> None: ...
 
@@ -154,7 +164,7 @@ class NullReporter:
     def step(self, job: str, target: str, text: str) -> None:
         """Pass over a step."""
 
-    def progress(self, job: str, target: str, bytes_sent: int, total_bytes: int | None) -> None:
+    def progress(self, job: str, target: str, bytes_written: int, total_bytes: int | None) -> None:
         """Pass over progress."""
 
     def warning(self, text: str) -> None:
@@ -183,22 +193,26 @@ class PlainReporter:
         self._summary = sys.stdout if summary is None else summary
         self._has_steps = has_steps
         self._monotonic = monotonic
-        self._began: dict[tuple[str, str], float] = {}
+        self._began: dict[tuple[str, str], tuple[float, int]] = {}
         self._said: dict[tuple[str, str], float] = {}
+        self._lock = threading.Lock()
 
     def step(self, job: str, target: str, text: str) -> None:
         """Write one line on what is being done now."""
         if self._has_steps:
             self._write(self._log, f"{format_pair(job, target)}: {text}")
 
-    def progress(self, job: str, target: str, bytes_sent: int, total_bytes: int | None) -> None:
+    def progress(self, job: str, target: str, bytes_written: int, total_bytes: int | None) -> None:
         """Write one line on how far a send is, unless the last one is younger than 30 s."""
         key, now = (job, target), self._monotonic()
-        began = self._began.setdefault(key, now)
-        if now - self._said.setdefault(key, now) < PROGRESS_INTERVAL_S:
-            return
-        self._said[key] = now
-        words = format_progress(bytes_sent, total_bytes, now - began)
+        with self._lock:
+            began, first_bytes = self._began.setdefault(key, (now, bytes_written))
+            if bytes_written < first_bytes:  # the link failed, and the server has no more than that
+                began, first_bytes = self._began[key] = now, bytes_written
+            if now - self._said.setdefault(key, now) < PROGRESS_INTERVAL_S:
+                return
+            self._said[key] = now
+        words = format_progress(bytes_written, total_bytes, now - began, first_bytes=first_bytes)
         self._write(self._log, f"{format_pair(job, target)}: {words}")
 
     def warning(self, text: str) -> None:
@@ -208,95 +222,20 @@ class PlainReporter:
     def outcome(self, outcome: JobOutcome) -> None:
         """Write what came of one job at one target; a failure to the log, where a timer's mail sees it."""
         key = (outcome.job, outcome.target)
-        self._began.pop(key, None)
-        self._said.pop(key, None)
-        self._write(self._log if outcome.has_failed else self._summary, format_outcome(outcome))
+        with self._lock:
+            self._began.pop(key, None)
+            self._said.pop(key, None)
+        words = format_outcome(outcome)
+        if self._has_steps:
+            words += "".join(f"\n  {format_size(size):>10}  {path}" for path, size in outcome.largest)
+        self._write(self._log if outcome.has_failed else self._summary, words)
 
-    @staticmethod
-    def _write(file: TextIO, line: str) -> None:
+    def _write(self, file: TextIO, line: str) -> None:
         # A backup does not stop because nobody reads its log any more (`| head`, a full disk):
         # `cli` meets the same error when it flushes at the end, and says so by the exit status.
-        with suppress(OSError):
+        with self._lock, suppress(OSError):
             file.write(line + "\n")
             file.flush()
-
-
-class TerminalReporter:
-    """A bar with bytes, rate and time left for each send, on a terminal; a context manager.
-
-    Imports rich. Draws when told something, never from a thread of its own.
-    """
-
-    REDRAW_INTERVAL_S = 0.2
-
-    def __init__(self, summary: TextIO | None = None, *, has_steps: bool = True) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
-        self._plain = PlainReporter(sys.stderr, summary, has_steps=has_steps)
-        self._bars = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(compact=True),
-            console=Console(stderr=True),
-            auto_refresh=False,
-            transient=True,
-        )
-        self._tasks: dict[tuple[str, str], TaskID] = {}
-        self._drawn = 0.0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bars.stop()
-
-    def step(self, job: str, target: str, text: str) -> None:
-        """Write one line on what is being done now, above the bars."""
-        with self._beside_the_bars():
-            self._plain.step(job, target, text)
-
-    def progress(self, job: str, target: str, bytes_sent: int, total_bytes: int | None) -> None:
-        """Move the bar of a send, at most five times a second."""
-        key = (job, target)
-        if key not in self._tasks:
-            self._tasks[key] = self._bars.add_task(format_pair(job, target), total=total_bytes)
-            self._bars.start()
-        now = time.monotonic()
-        if now - self._drawn >= self.REDRAW_INTERVAL_S:
-            self._drawn = now
-            self._bars.update(self._tasks[key], completed=bytes_sent, total=total_bytes)
-            self._bars.refresh()
-
-    def warning(self, text: str) -> None:
-        """Write one line that wants attention, above the bars."""
-        with self._beside_the_bars():
-            self._plain.warning(text)
-
-    def outcome(self, outcome: JobOutcome) -> None:
-        """Take the bar away and write what came of the job at this target."""
-        task = self._tasks.pop((outcome.job, outcome.target), None)
-        if task is not None:
-            self._bars.remove_task(task)
-        with self._beside_the_bars():
-            self._plain.outcome(outcome)
-
-    @contextmanager
-    def _beside_the_bars(self) -> Iterator[None]:
-        # stdout may be the same terminal, and rich only minds what passes through its own console.
-        self._bars.stop()
-        yield
-        if self._tasks:
-            self._bars.start()
 
 
 def format_pair(job: str, target: str) -> str:
@@ -314,21 +253,49 @@ def format_outcome(outcome: JobOutcome) -> str:
         return f"{pair}: FAILED: {message}{detail}{hint}"
     how = f"incremental from {outcome.send_parent}" if outcome.send_parent else "full"
     if outcome.result == "sent":
-        amount = f"{format_size(outcome.bytes_sent)} in {format_seconds(outcome.seconds)}"
-        return f"{pair}: sent {outcome.snapshot} ({how}, {amount}){detail}"
+        return f"{pair}: sent {outcome.snapshot} ({how}, {_format_amounts(outcome)}){detail}"
     if outcome.result == "would_send":
-        size = f", {format_size(outcome.bytes_sent)}" if outcome.bytes_sent else ""
-        return f"{pair}: would send {outcome.snapshot or 'a new snapshot'} ({how}{size}){detail}"
+        name = outcome.snapshot or "a new snapshot"
+        if outcome.files is None or outcome.bytes_written is None:
+            return f"{pair}: would send {name} ({how}){detail}"
+        files = f"{outcome.files} file{'' if outcome.files == 1 else 's'}"
+        parent = f"parent {outcome.send_parent}" if outcome.send_parent else "in full"
+        resumed = f", {_format_resumed(outcome)}" if outcome.resumed_from_bytes else ""
+        size = format_size(outcome.bytes_written)
+        return f"{pair}: would send {files}, {size}, {parent}{resumed}: {name}{detail}"
     return f"{pair}: nothing changed" + (f" since {outcome.snapshot}" if outcome.snapshot else "") + detail
 
 
-def format_progress(bytes_sent: int, total_bytes: int | None, seconds: float) -> str:
-    """Return how far a send is: bytes and rate, with share and time left where the total is known."""
-    rate = bytes_sent / seconds if seconds > 0 else 0.0
-    words = f"{format_size(bytes_sent)} sent, {format_size(int(rate))}/s"
+def _format_amounts(outcome: JobOutcome) -> str:
+    """Return what a send has cost: "12.3 MiB on the wire, 30.1 MiB written, ratio 0.41, in 4.0 s"."""
+    words = [_format_resumed(outcome)] if outcome.resumed_from_bytes else []
+    words.append(f"{format_size(outcome.bytes_sent)} on the wire")
+    if outcome.bytes_written is not None:
+        written = max(0, outcome.bytes_written - outcome.resumed_from_bytes)
+        words.append(f"{format_size(written)} written")
+        if written:
+            words.append(f"ratio {outcome.bytes_sent / written:.2f}")
+    return ", ".join([*words, f"in {format_seconds(outcome.seconds)}"])
+
+
+def _format_resumed(outcome: JobOutcome) -> str:
+    if not outcome.bytes_written:
+        return f"resumed at {format_size(outcome.resumed_from_bytes)}"
+    return f"resumed at {min(100, 100 * outcome.resumed_from_bytes // outcome.bytes_written)} %"
+
+
+def format_progress(
+    bytes_written: int, total_bytes: int | None, seconds: float, *, first_bytes: int = 0
+) -> str:
+    """Return how far a send is: bytes and rate, with share and time left where the total is known.
+
+    first_bytes: how many there were when the seconds began.
+    """
+    rate = (bytes_written - first_bytes) / seconds if seconds > 0 else 0.0
+    words = f"{format_size(bytes_written)} written, {format_size(int(rate))}/s"
     if total_bytes and rate > 0:
-        percent = min(100, 100 * bytes_sent // total_bytes)
-        left = max(0, total_bytes - bytes_sent) / rate
+        percent = min(100, 100 * bytes_written // total_bytes)
+        left = max(0, total_bytes - bytes_written) / rate
         words += f", {percent} % of {format_size(total_bytes)}, {format_seconds(left)} left"
     return words
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class SyncOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What one run is asked to do. jobs, targets: empty means all."""
+    """What one run is asked to do. jobs, targets: empty means all; has_largest: name the largest paths."""
 
     run_id: str
     now: Callable[[], datetime]
@@ -43,6 +43,7 @@ class SyncOptions(msgspec.Struct, frozen=True, kw_only=True):
     is_full: bool = False
     is_dry_run: bool = False
     is_forced: bool = False
+    has_largest: bool = False
 
 
 def run(config: ClientConfig, options: SyncOptions, report: Reporter) -> RunReport:

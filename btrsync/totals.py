@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from btrsync.errors import MACHINE_ERRNOS, BtrsyncError, CommandError, storage_error
+from btrsync.plan.names import printable_name
 from btrsync.stream.totals import Totals, TotalsCounter
 from btrsync.system import pipes, process
 from btrsync.system.priority import LOWEST_NICE, priority_argv
@@ -31,6 +32,11 @@ def count_totals(argv: Sequence[str]) -> Totals:
     totals = _count(argv, None)
     assert totals is not None, "nobody could stop it"
     return totals
+
+
+def printable_largest(totals: Totals) -> tuple[tuple[str, int], ...]:
+    """Return the largest paths as a report shows them: names may be any bytes."""
+    return tuple((printable_name(os.fsdecode(path)), size_bytes) for path, size_bytes in totals.largest)
 
 
 class TotalsBeside:

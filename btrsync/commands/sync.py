@@ -48,9 +48,7 @@ Examples:
 @target_option
 @click.option("--full", is_flag=True, help="Send all of it anew, without a send parent, whatever is common.")
 @click.option("--dry-run", is_flag=True, help="Tell what would be sent, and change nothing.")
-@click.option(
-    "--explain", is_flag=True, help="Tell which send parent it would start from, and why."
-)
+@click.option("--explain", is_flag=True, help="Tell which send parent it would start from, and why.")
 @click.option("--always", "--force", is_flag=True, help="Make and send a snapshot although nothing changed.")
 @json_option
 @click.pass_context
@@ -85,18 +83,20 @@ def command(
     # Here, after the command line and the configuration were found right: this is the long import.
     from btrsync import sync
 
+    is_verbose = bool(invocation_of(context).verbosity)
     options = sync.SyncOptions(
         jobs=jobs,
         targets=targets,
         is_full=full,
         is_dry_run=dry_run,
         is_forced=always,
+        has_largest=is_verbose,
         lock_directory=LOCK_DIRECTORY,
         now=now,
         run_id=uuid.uuid4().hex,
     )
     summary = sys.stderr if as_json else sys.stdout
-    with choose_reporter(summary, has_steps=bool(invocation_of(context).verbosity)) as reporter:
+    with choose_reporter(summary, has_steps=is_verbose) as reporter:
         run = sync.run(config, options, reporter)
     if as_json:
         click.echo(report.run_json(run))
@@ -106,5 +106,7 @@ def command(
 def choose_reporter(summary: TextIO, *, has_steps: bool) -> AbstractContextManager[report.Reporter]:
     """Return bars for a terminal, plain lines for anything else; summary: where outcomes go."""
     if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
-        return report.TerminalReporter(summary, has_steps=has_steps)
+        from btrsync.commands.bars import TerminalReporter  # rich takes long to import
+
+        return TerminalReporter(summary, has_steps=has_steps)
     return nullcontext(report.PlainReporter(sys.stderr, summary, has_steps=has_steps))

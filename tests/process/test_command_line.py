@@ -32,7 +32,8 @@ sys.exit(cli.main(["config", "sample"]))
 
 BARS = """
 import sys
-from btrsync.report import JobOutcome, TerminalReporter
+from btrsync.commands.bars import TerminalReporter
+from btrsync.report import JobOutcome
 
 with TerminalReporter(sys.stdout) as reporter:
     reporter.REDRAW_INTERVAL_S = 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import io
 import json
+import threading
+import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -12,6 +14,7 @@ from uuid import UUID
 import pytest
 
 from btrsync.errors import ConflictError, NoSpaceError, UnreachableError
+from btrsync.plan.sizes import format_size
 from btrsync.report import (
     ErrorReport,
     JobOutcome,
@@ -23,7 +26,6 @@ from btrsync.report import (
     format_outcome,
     format_progress,
     format_seconds,
-    format_size,
     format_table,
     run_json,
 )
@@ -38,7 +40,16 @@ MIB = 1 << 20
 
 SENT = JobOutcome(
     job="share", target="daisy", result="sent", kind="incremental", snapshot=NAME, send_parent=EARLIER,
-    bytes_sent=12_900_000, seconds=1.42,
+    bytes_sent=12_900_000, bytes_written=31_600_000, files=214, seconds=4.02,
+    largest=(("photos/new.raw", 30 * MIB), ("notes \\n of today", 12_345)),
+)  # fmt: skip
+SENT_ON = JobOutcome(
+    job="share", target="daisy", result="sent", kind="incremental", snapshot=NAME, send_parent=EARLIER,
+    bytes_sent=12_900_000, bytes_written=100_000_000, resumed_from_bytes=43_900_000, seconds=4.02,
+)  # fmt: skip
+SENT_NAMES = JobOutcome(
+    job="share", target="daisy", result="sent", kind="incremental", snapshot=NAME, send_parent=EARLIER,
+    bytes_sent=700, bytes_written=0, seconds=0.3,
 )  # fmt: skip
 SENT_IN_FULL = JobOutcome(
     job="share", target="usb", result="sent", kind="full", snapshot=NAME, bytes_sent=3 << 40, seconds=7384.0
@@ -48,6 +59,14 @@ WOULD_SEND = JobOutcome(
     job="share", target="daisy", result="would_send", kind="incremental", send_parent=EARLIER
 )
 WOULD_SEND_ALL = JobOutcome(job="share", target="usb", result="would_send", kind="full", snapshot=NAME)
+WOULD_SEND_SO_MUCH = JobOutcome(
+    job="share", target="daisy", result="would_send", kind="incremental", snapshot=NAME, send_parent=EARLIER,
+    files=214, bytes_written=1_400_000_000,
+)  # fmt: skip
+WOULD_SEND_THE_REST = JobOutcome(
+    job="share", target="usb", result="would_send", kind="full", snapshot=NAME, files=1, bytes_written=1000,
+    resumed_from_bytes=430,
+)  # fmt: skip
 
 
 class Diverged:
@@ -70,7 +89,8 @@ FULL = failed("usb", NoSpaceError("/mnt/usb has no room: 12 GiB announced, 3 GiB
 CONFLICT = failed("rose", ConflictError(Diverged()))
 BUG = failed("tulip", KeyError("snapshots"))
 EVERY_OUTCOME = [
-    SENT, SENT_IN_FULL, UNCHANGED, WOULD_SEND, WOULD_SEND_ALL, UNREACHABLE, FULL, CONFLICT, BUG,
+    SENT, SENT_IN_FULL, SENT_ON, SENT_NAMES, UNCHANGED, WOULD_SEND, WOULD_SEND_ALL, WOULD_SEND_SO_MUCH,
+    WOULD_SEND_THE_REST, UNREACHABLE, FULL, CONFLICT, BUG,
 ]  # fmt: skip
 
 
@@ -149,6 +169,81 @@ def test_without_steps_a_plain_log_keeps_to_outcomes_warnings_and_slow_sends() -
     assert summary.getvalue() == f"home → daisy: nothing changed since {EARLIER}\n"
 
 
+def test_a_verbose_log_names_the_largest_paths() -> None:
+    log, summary = io.StringIO(), io.StringIO()
+    PlainReporter(log, summary).outcome(SENT)
+    assert summary.getvalue() == (
+        format_outcome(SENT) + "\n    30.0 MiB  photos/new.raw\n    12.1 KiB  notes \\n of today\n"
+    )
+
+
+def test_a_send_that_goes_on_from_a_checkpoint_has_the_speed_of_its_own() -> None:
+    log, clock = io.StringIO(), Clock()
+    reporter = PlainReporter(log, log, monotonic=clock)
+    reporter.progress("share", "daisy", 100 * MIB, 200 * MIB)
+    clock.now_s += 30
+    reporter.progress("share", "daisy", 130 * MIB, 200 * MIB)
+    # The link fails, and the server has less than had been sent.
+    reporter.progress("share", "daisy", 90 * MIB, 200 * MIB)
+    clock.now_s += 30
+    reporter.progress("share", "daisy", 150 * MIB, 200 * MIB)
+    assert log.getvalue().splitlines() == [
+        "share → daisy: 130.0 MiB written, 1.0 MiB/s, 65 % of 200.0 MiB, 1 min 10 s left",
+        "share → daisy: 150.0 MiB written, 2.0 MiB/s, 75 % of 200.0 MiB, 25.0 s left",
+    ]
+
+
+class SlowLog(io.StringIO):
+    """A log in which a line comes letter by letter, so that two at once would mix."""
+
+    def write(self, text: str) -> int:
+        for letter in text:
+            super().write(letter)
+            if letter == "→":
+                time.sleep(0.0005)
+        return len(text)
+
+
+def test_lines_of_several_threads_do_not_mix() -> None:
+    log = SlowLog()
+    reporter = PlainReporter(log, log)
+
+    def tell(job: str) -> None:
+        for number in range(50):
+            reporter.step(job, "daisy", f"step {number}")
+            reporter.progress(job, "daisy", number, None)
+        reporter.outcome(JobOutcome(job=job, target="daisy", result="nothing_changed"))
+
+    jobs = [f"job{number}" for number in range(4)]
+    threads = [threading.Thread(target=tell, args=(job,)) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = log.getvalue().splitlines()
+    for job in jobs:
+        assert [line for line in lines if line.startswith(f"{job} ")] == [
+            *(f"{job} → daisy: step {number}" for number in range(50)),
+            f"{job} → daisy: nothing changed",
+        ]
+    assert len(lines) == 4 * 51
+
+
+def test_each_transfer_has_a_bar_of_its_own_that_is_right_whoever_is_drawn() -> None:
+    from btrsync.commands.bars import TerminalReporter
+
+    with TerminalReporter(io.StringIO()) as reporter:
+        reporter.progress("share", "daisy", 100, 1000)
+        reporter.progress("home", "daisy", 0, None)
+        for number in range(50):
+            reporter.progress("share", "daisy", 100 + number, 1000)
+            reporter.progress("home", "daisy", 3 * number, 500)
+        bars = {task.description: (task.completed, task.total) for task in reporter._bars.tasks}
+        assert bars == {"share → daisy": (149, 1000), "home → daisy": (147, 500)}
+        reporter.outcome(SENT)
+        assert [task.description for task in reporter._bars.tasks] == ["home → daisy"]
+
+
 class FullDisk(io.StringIO):
     """A log on a disk that has become full; counts what was tried."""
 
@@ -209,10 +304,13 @@ def test_durations_have_the_two_units_that_matter(seconds: float, words: str) ->
 
 def test_progress_tells_the_time_left_only_when_the_total_is_known() -> None:
     assert format_progress(50 * MIB, 200 * MIB, 10.0) == (
-        "50.0 MiB sent, 5.0 MiB/s, 25 % of 200.0 MiB, 30.0 s left"
+        "50.0 MiB written, 5.0 MiB/s, 25 % of 200.0 MiB, 30.0 s left"
     )
-    assert format_progress(50 * MIB, None, 10.0) == "50.0 MiB sent, 5.0 MiB/s"
-    assert format_progress(0, 200 * MIB, 0.0) == "0 B sent, 0 B/s"
+    assert format_progress(50 * MIB, None, 10.0) == "50.0 MiB written, 5.0 MiB/s"
+    assert format_progress(0, 200 * MIB, 0.0) == "0 B written, 0 B/s"
+    assert format_progress(150 * MIB, 200 * MIB, 10.0, first_bytes=100 * MIB) == (
+        "150.0 MiB written, 5.0 MiB/s, 75 % of 200.0 MiB, 10.0 s left"
+    )
     assert format_progress(300 * MIB, 200 * MIB, 10.0).endswith("100 % of 200.0 MiB, 0.0 s left")
 
 
