@@ -33,11 +33,19 @@ class Intake:
     """Takes one stream for `incoming` off `wire`, frame by frame; a context manager.
 
     stream: how the client sends it; checkpoint_bytes, checkpoint_s: how much of the stream, and for how
-    long, may be lost with a power cut. `size_bytes` counts what came in this transfer.
+    long, may be lost with a power cut; limit_bytes: of data that the whole stream may write.
+    `size_bytes` counts what came in this transfer.
     """
 
     def __init__(
-        self, wire: Wire, incoming: Incoming, stream: Stream, *, checkpoint_bytes: int, checkpoint_s: float
+        self,
+        wire: Wire,
+        incoming: Incoming,
+        stream: Stream,
+        *,
+        checkpoint_bytes: int,
+        checkpoint_s: float,
+        limit_bytes: int | None = None,
     ) -> None:
         self.size_bytes = 0
         self._wire = wire
@@ -45,6 +53,7 @@ class Intake:
         self._stream = stream
         self._checkpoint_bytes = checkpoint_bytes
         self._checkpoint_s = checkpoint_s
+        self._limit_bytes = limit_bytes
         self._hold = _Hold()
         self._head = b""
         self._inspector: Inspector | None = None
@@ -125,10 +134,9 @@ class Intake:
     def _begin(self, stream_version: int, start: Boundary) -> None:
         begin = self._incoming.begin
         parent = [begin.send_parent] if begin.send_parent else []
-        limit_bytes = None if begin.total_bytes is None else _with_slack(begin.total_bytes)
         self._inspector = Inspector(
             stream_version, begin.uuid,
-            allowed_uuids=[*parent, *begin.clone_sources], limit_bytes=limit_bytes, start=start,
+            allowed_uuids=[*parent, *begin.clone_sources], limit_bytes=self._limit_bytes, start=start,
         )  # fmt: skip
         self._given_bytes = start.offset_bytes
         self._checkpointed = start
@@ -246,8 +254,3 @@ class _Hold:
     def close(self) -> None:
         os.close(self._read_fd)
         os.close(self.write_fd)
-
-
-def _with_slack(total_bytes: int) -> int:
-    """Return how much a stream may write that announced `total_bytes`: a lie, not a rounding, is refused."""
-    return total_bytes + total_bytes // 64 + (1 << 20)

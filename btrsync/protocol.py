@@ -210,12 +210,13 @@ class Begin(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """Server: say how, then send the stream; its receive is `btrfs_progs`.
+    """Server: say how, then send the stream; its receive is `btrfs_progs`. warning: of too little room.
 
     Only here, for to ask costs a process, and most runs find nothing to do.
     """
 
     btrfs_progs: str
+    warning: str | None = None
 
 
 class Stream(Message, frozen=True):

@@ -37,6 +37,7 @@ from btrsync.protocol import (
     Stream,
     Waiting,
 )
+from btrsync.room import Room
 from btrsync.system import btrfs
 from btrsync.system.lock import Lock, evict, holder
 from btrsync.system.signals import stop_signals_deferred
@@ -127,11 +128,13 @@ class _Connection:
                     lock_fd = stack.enter_context(lock).fileno()
                     ttl = timedelta(days=config.partial_ttl_days)
                     swept = target.sweep(now=datetime.now(UTC), partial_ttl=ttl)
-                inventory = Inventory(target.inventory(), swept, target.partials())
+                room = Room(target, config.entry(self._client).quota_bytes)
+                jobs = target.inventory()
+                inventory = Inventory(jobs, swept, target.partials(), room.available_bytes(jobs))
             for name in swept:
                 self._log(f"deleted {name}, left by an interrupted transfer")
             self._wire.send(inventory)
-            self._converse(target, lock_fd, config)
+            self._converse(target, room, lock_fd, config)
 
     def _expect_hello(self) -> Hello:
         message = self._wire.receive()
@@ -161,7 +164,7 @@ class _Connection:
             on_wait=say_waiting,
         )
 
-    def _converse(self, target: Target, lock_fd: int, config: ServerConfig) -> None:
+    def _converse(self, target: Target, room: Room, lock_fd: int, config: ServerConfig) -> None:
         while True:
             try:
                 message = self._wire.receive()
@@ -174,7 +177,7 @@ class _Connection:
                 raise ProtocolError(f"client {self._client} sent {type(message).__name__} out of turn")
             self._kept_bytes = 0
             try:
-                committed = self._receive(target, message, lock_fd, config)
+                committed = self._receive(target, room, message, lock_fd, config)
             except (UnreachableError, ProtocolError):
                 raise
             except BtrsyncError as error:
@@ -185,9 +188,13 @@ class _Connection:
                 self._log(f"{message.job}/{message.name}: committed")
                 self._wire.send(committed)
 
-    def _receive(self, target: Target, begin: Begin, lock_fd: int, config: ServerConfig) -> Committed:
+    def _receive(
+        self, target: Target, room: Room, begin: Begin, lock_fd: int, config: ServerConfig
+    ) -> Committed:
         with target.incoming(begin, lock_fd=lock_fd, buffer_bytes=config.buffer_bytes) as incoming:
-            self._wire.send(Ready(btrfs.progs_version()))
+            done_bytes = incoming.goes_on.entry.data_bytes if incoming.goes_on else 0
+            warning = room.check(begin, done_bytes=done_bytes)
+            self._wire.send(Ready(btrfs.progs_version(), warning))
             self._is_streaming = True
             stream = self._wire.receive()
             if isinstance(stream, Abort):
@@ -198,9 +205,16 @@ class _Connection:
             with Intake(
                 self._wire, incoming, stream,
                 checkpoint_bytes=config.checkpoint_bytes, checkpoint_s=config.checkpoint_seconds,
+                limit_bytes=room.limit_bytes(begin, done_bytes=done_bytes),
             ) as intake:  # fmt: skip
                 self._end(self._take_all(intake, begin), intake)
-                return Committed(backup_entry(begin.name, incoming.commit(), 1), intake.data_bytes)
+                found = incoming.commit()
+                try:
+                    room.note(begin, found.uuid, intake.data_bytes)
+                except BtrsyncError as error:
+                    # The backup is there, whatever the ledger says.
+                    self._log(f"{begin.job}/{begin.name}: counts nothing against the quota: {error}")
+                return Committed(backup_entry(begin.name, found, 1), intake.data_bytes)
 
     def _take_all(self, intake: Intake, begin: Begin) -> AnyMessage:
         """Take the stream's frames and return the message behind them; keep what came if the line breaks."""

@@ -249,8 +249,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
                 f"the client {client!r} may not connect: {self.file} does not list it",
                 hint=f"add a table [clients.{client}] to that file, on the server",
             )
-        entry = self.clients.get(client, ClientEntry())
-        return self.root / (entry.directory or client)
+        return self.root / (self.entry(client).directory or client)
+
+    def entry(self, client: str) -> ClientEntry:
+        """Return what the configuration says of `client`; the defaults where it says nothing."""
+        return self.clients.get(client, ClientEntry())
 
 
 def describe(struct: type[msgspec.Struct], name: str) -> str:

@@ -103,6 +103,8 @@ def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pa
         command.run(["btrfs", "subvolume", "snapshot", "-r", live, source / "s1"])
         (live / "file-3").write_bytes(b"changed")
         command.run(["btrfs", "subvolume", "snapshot", "-r", live, source / "s2"])
+        (live / "big").write_bytes(os.urandom(4 << 20))
+        command.run(["btrfs", "subvolume", "snapshot", "-r", live, source / "big"])
         yield source, target
 
 
