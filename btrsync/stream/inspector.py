@@ -1,13 +1,14 @@
 """What of a send stream may reach `btrfs receive`: every command is read before receive reads it.
 
 `btrfs receive` runs as root and trusts its stream. The inspector stands before it and refuses, at the
-first wrong command: a second subvolume, a path that leads out of the subvolume or through a symbolic
-link that this stream made, a clone from what was not agreed, unknown or oversized commands, what comes
-after END, more data than was announced. The bytes of large writes pass without being looked at.
+first wrong command: a second subvolume, a path that leads out of the subvolume, or through a symbolic
+link or into a device that this stream made, a clone from what was not agreed, unknown or oversized
+commands, what comes after END, more data than was announced. The bytes of large writes pass without being
+looked at.
 
 Only the shape is checked here that decides where a command reaches; whether it makes sense is left to
-receive and the kernel. A symbolic link that the send parent holds is not known here; it leads no further
-than the directory that receive is confined to (docs/threat-model.md).
+receive and the kernel. Links and devices that the send parent holds, or what came before a transfer that
+goes on, are not known here (docs/threat-model.md).
 
 It also tells where the stream may be cut. A *safe boundary* lies behind a UTIMES command, between two
 data commands of one path, and before END; never between a SET_XATTR of security.capability and the CHOWN
@@ -53,7 +54,12 @@ _PATHS: dict[int, tuple[Attribute, ...]] = {
     Kind.CLONE: (Attribute.PATH, Attribute.CLONE_PATH),
 }
 _ONE_PATH: tuple[Attribute, ...] = (Attribute.PATH,)
-_LINKING = frozenset(map(int, (Kind.SYMLINK, Kind.LINK, Kind.UNLINK, Kind.RENAME)))
+_DOORS = frozenset(map(int, (Kind.SYMLINK, Kind.MKNOD, Kind.MKFIFO)))
+_LINKING = _DOORS.union(map(int, (Kind.LINK, Kind.UNLINK, Kind.RENAME)))
+# Receive opens what these name, following it if it is a link; the others take a link for itself
+# (open(), creat(), truncate(), chmod() and not lchown(), lsetxattr(), AT_SYMLINK_NOFOLLOW: cmds/receive.c).
+_OPENING = _DATA_KINDS.union(map(int, (Kind.MKFILE, Kind.TRUNCATE, Kind.CHMOD, Kind.FILEATTR)))
+_PUNCH_HOLE = 2
 _LE16 = struct.Struct("<H")
 
 
@@ -107,11 +113,12 @@ class Inspector:
             kind: MAX_DATA_COMMAND_BYTES if kind in _WRITES else MAX_COMMAND_BYTES
             for kind in range(Kind.MKFILE, _LAST_KIND[stream_version] + 1)
         }
+        self._uuid = uuid.bytes
         self._clone_uuids = {uuid.bytes for uuid in allowed_uuids} | {uuid.bytes}
         self._limit_bytes = limit_bytes
         self._carry = b""
         self._last_path: bytes | None = None
-        self._links = _Links()
+        self._doors = _Doors()
         self._payload_bytes = 0
         self._data_path: bytes | None = None
         self._capability_path: bytes | None = None
@@ -232,8 +239,7 @@ class Inspector:
             if path == self._data_path and self._capability_path is None:
                 self._mark_safe(at)
             self._data_path = path
-            if kind in _WRITES:
-                self._count(kind, found, at)
+            self._count(kind, found, at)
         else:
             self._data_path = None
             if kind in _TURNS:
@@ -268,12 +274,17 @@ class Inspector:
             self._safe = None
 
     def _count(self, kind: int, found: dict[int, bytes], at: int) -> None:
-        size_bytes = self._payload_bytes
-        if kind == Kind.ENCODED_WRITE:
-            size_bytes = int.from_bytes(found.get(Attribute.UNENCODED_FILE_LEN, b""), "little")
-            if not 0 < size_bytes <= MAX_DATA_COMMAND_BYTES:
-                raise self._error(at, f"an ENCODED_WRITE of {size_bytes} bytes when decompressed")
-        self.data_bytes += size_bytes
+        if kind == Kind.WRITE:
+            self.data_bytes += self._payload_bytes
+        elif kind == Kind.ENCODED_WRITE:
+            size_bytes = _number(found, Attribute.UNENCODED_FILE_LEN)
+            # Receive decompresses all of the latter, if the kernel does not take it (decompress_and_write()).
+            most_bytes = max(size_bytes, _number(found, Attribute.UNENCODED_LEN))
+            if not size_bytes or most_bytes > MAX_DATA_COMMAND_BYTES:
+                raise self._error(at, f"an ENCODED_WRITE of {most_bytes} bytes when decompressed")
+            self.data_bytes += size_bytes
+        elif kind == Kind.FALLOCATE and not _number(found, Attribute.FALLOCATE_MODE) & _PUNCH_HOLE:
+            self.data_bytes += _number(found, Attribute.SIZE)
         if self._limit_bytes is not None and self.data_bytes > self._limit_bytes:
             raise self._error(at, f"it writes more than the {self._limit_bytes} bytes that were announced")
 
@@ -285,73 +296,93 @@ class Inspector:
             # Most commands name the path of the one before.
             if path != self._last_path:
                 self._check_path(path, at)
-                self._last_path = path
+                # What is cloned from another subvolume is not what this stream made.
+                if attribute != Attribute.CLONE_PATH or found.get(Attribute.CLONE_UUID) == self._uuid:
+                    self._check_doors(kind, path, at)
+                self._last_path = path if kind in _OPENING and attribute == Attribute.PATH else None
         if kind == Kind.CLONE and found.get(Attribute.CLONE_UUID) not in self._clone_uuids:
             raise self._error(at, "it clones from a subvolume that was not agreed")
         if kind in _LINKING:
-            self._links.follow(kind, found)
+            self._doors.follow(kind, found)
             self._last_path = None
 
     def _check_path(self, path: bytes, at: int) -> None:
         if path.startswith(b"/") or b"\0" in path or len(path) > MAX_PATH_BYTES:
             raise self._error(at, f"the path {_shown(path)} is absolute, has a NUL, or is too long")
-        if b".." in path and b".." in path.split(b"/"):
-            raise self._error(at, f"the path {_shown(path)} leads out of the subvolume")
-        if link := self._links.on_the_way(path):
-            raise self._error(at, f"the path {_shown(path)} leads through the symbolic link {_shown(link)}")
+        if b"/." in path or b"//" in path or path.startswith(b".") or path.endswith(b"/"):
+            parts = path.split(b"/")
+            if b".." in parts:
+                raise self._error(at, f"the path {_shown(path)} leads out of the subvolume")
+            # Each file must have one spelling here: what the stream has made is known by its own.
+            if b"." in parts or b"" in parts:
+                raise self._error(at, f"the path {_shown(path)} is not spelt as send does")
+
+    def _check_doors(self, kind: int, path: bytes, at: int) -> None:
+        if door := self._doors.on_the_way(path, kind):
+            what = "symbolic link" if self._doors.is_link(door) else "device"
+            raise self._error(at, f"the path {_shown(path)} leads through the {what} {_shown(door)}")
 
 
-class _Links:
-    """The symbolic links that a stream has made, under their present names."""
+class _Doors:
+    """The symbolic links, devices and FIFOs that a stream has made, under their present names."""
 
     def __init__(self) -> None:
-        self._paths: set[bytes] = set()
-        # Every directory that was ever above one: only such a one's renaming moves links.
+        self._kinds: dict[bytes, int] = {}
+        # Every directory that was ever above one: only such a one's renaming moves them.
         self._above: set[bytes] = set()
 
-    def on_the_way(self, path: bytes) -> bytes | None:
-        """Return the link that `path` leads through, if any; the last component may be one itself."""
-        if not self._paths:
+    def is_link(self, path: bytes) -> bool:
+        return self._kinds[path] == Kind.SYMLINK
+
+    def on_the_way(self, path: bytes, kind: int) -> bytes | None:
+        """Return the door that a command leads through, if any; what it only names may be one itself."""
+        if not self._kinds:
             return None
         cut = path.find(b"/")
         while cut >= 0:
-            if path[:cut] in self._paths:
+            if path[:cut] in self._kinds:
                 return path[:cut]
             cut = path.find(b"/", cut + 1)
-        return None
+        is_opened = path in self._kinds and kind in _OPENING
+        return path if is_opened and (kind != Kind.CHMOD or self.is_link(path)) else None
 
     def follow(self, kind: int, found: dict[int, bytes]) -> None:
-        """Take in a command that makes, names, renames or removes a link, or a directory above one."""
+        """Take in a command that makes, names, renames or removes a door, or a directory above one."""
         path = found[Attribute.PATH]
-        if kind == Kind.SYMLINK:
-            self._add(path)
-        elif not self._paths:
+        if kind in _DOORS:
+            self._add(path, kind)
+        elif not self._kinds:
             return
-        elif kind == Kind.LINK and found[Attribute.PATH_LINK] in self._paths:
-            self._add(path)
+        elif kind == Kind.LINK and (door := self._kinds.get(found[Attribute.PATH_LINK])):
+            self._add(path, door)
         elif kind == Kind.UNLINK:
-            self._paths.discard(path)
+            self._kinds.pop(path, None)
         elif kind == Kind.RENAME:
             self._rename(path, found[Attribute.PATH_TO])
 
-    def _add(self, path: bytes) -> None:
-        self._paths.add(path)
+    def _add(self, path: bytes, kind: int) -> None:
+        self._kinds[path] = kind
         cut = path.rfind(b"/")
         while cut > 0:
             self._above.add(path[:cut])
             cut = path.rfind(b"/", 0, cut)
 
     def _rename(self, old: bytes, new: bytes) -> None:
-        self._paths.discard(new)
-        if old in self._paths:
-            self._paths.discard(old)
-            self._add(new)
+        kind = self._kinds.get(old)
+        if kind is None:
+            self._kinds.pop(new, None)
+        elif new not in self._kinds:
+            del self._kinds[old]
+            self._add(new, kind)
+        # Both are doors: names of one file maybe, and then both stay (man 2 rename).
         if old in self._above:
             below = old + b"/"
-            moved = [path for path in self._paths if path.startswith(below)]
-            self._paths.difference_update(moved)
-            for path in moved:
-                self._add(new + path[len(old) :])
+            for path in [path for path in self._kinds if path.startswith(below)]:
+                self._add(new + path[len(old) :], self._kinds.pop(path))
+
+
+def _number(found: dict[int, bytes], attribute: Attribute) -> int:
+    return int.from_bytes(found.get(attribute, b""), "little")
 
 
 def _shown(path: bytes) -> str:

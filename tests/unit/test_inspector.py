@@ -76,6 +76,10 @@ def xattr(path: bytes, name: bytes) -> bytes:
     )
 
 
+def write_2(path: bytes, data: bytes) -> bytes:
+    return command(Kind.WRITE, (Attribute.PATH, path), tail=struct.pack("<H", Attribute.DATA) + data)
+
+
 def encoded(path: bytes, size_bytes: int, data: bytes) -> bytes:
     return command(
         Kind.ENCODED_WRITE,
@@ -102,6 +106,14 @@ GOOD = {
     ],
     "a link that was renamed away": [symlink(b"x"), rename(b"x", b"z"), make(Kind.MKFILE, b"x/y")],
     "a clone from itself and from the parent": [clone(OWN), clone(PARENT)],
+    "a clone from what is a link by now": [symlink(b"x"), clone(PARENT, b"x/file"), clone(PARENT, b"x")],
+    "a change of a device itself": [
+        make(Kind.MKNOD, b"o1"), rename(b"o1", b"tty"), chown(b"tty"),
+        command(Kind.CHMOD, (Attribute.PATH, b"tty"), (Attribute.MODE, bytes(8))),
+    ],
+    "a file under the name of a link that another file took": [
+        symlink(b"l"), make(Kind.MKFILE, b"o1"), rename(b"o1", b"l"), write(b"l", b"x"),
+    ],
 }  # fmt: skip
 BAD = {
     "an absolute path": ([make(Kind.MKFILE, b"/etc/cron.d/x")], "absolute"),
@@ -124,6 +136,26 @@ BAD = {
     "a path through a hard link to a link": (
         [symlink(b"l"), command(Kind.LINK, (Attribute.PATH, b"m"), (Attribute.PATH_LINK, b"l")), write(b"m/x", b"")],
         "symbolic link",
+    ),
+    "data into its own link": ([symlink(b"a"), write(b"a", b"x")], "symbolic link"),
+    "data into its own link, whose owner was changed before": (
+        [symlink(b"a"), chown(b"a"), write(b"a", b"x")], "symbolic link"
+    ),
+    "a file made over its own link": ([symlink(b"a"), make(Kind.MKFILE, b"a")], "symbolic link"),
+    "the mode of its own link": ([symlink(b"a"), command(Kind.CHMOD, (Attribute.PATH, b"a"))], "symbolic link"),
+    "a clone into its own link": ([symlink(b"copy"), clone(PARENT)], "symbolic link"),
+    "a clone from its own link": ([symlink(b"a"), clone(OWN)], "symbolic link"),
+    "data into its own device": ([make(Kind.MKNOD, b"a"), write(b"a", b"x")], "the device"),
+    "a clone from its own FIFO": ([make(Kind.MKFIFO, b"a"), clone(OWN)], "the device"),
+    "a path through a link under another spelling": ([symlink(b"./a"), make(Kind.MKFILE, b"a/x")], "not spelt"),
+    "a path with a slash too many": ([symlink(b"b//a"), make(Kind.MKFILE, b"b/a/x")], "not spelt"),
+    "a path with a slash at its end": ([make(Kind.MKFILE, b"a/")], "not spelt"),
+    "a path through a link renamed to itself": (
+        [symlink(b"a"), rename(b"a", b"a"), make(Kind.MKFILE, b"a/x")], "symbolic link"
+    ),
+    "a path through a link renamed to another name of its own": (
+        [symlink(b"a"), command(Kind.LINK, (Attribute.PATH, b"b"), (Attribute.PATH_LINK, b"a")), rename(b"a", b"b"),
+         make(Kind.MKFILE, b"a/x")], "symbolic link",
     ),
     "a clone from another client": ([clone(STRANGER)], "not agreed"),
     "a clone from nothing": ([command(Kind.CLONE, (Attribute.PATH, b"a"), (Attribute.CLONE_PATH, b"b"))], "not agreed"),
@@ -309,6 +341,34 @@ def test_compressed_data_counts_as_what_it_will_be() -> None:
     assert subject.data_bytes == 131_072
     with pytest.raises(StreamError, match="announced"):
         subject.feed(encoded(b"a", 1, b"x"))
+
+
+def test_data_that_grows_beyond_what_it_writes_is_refused() -> None:
+    write = command(
+        Kind.ENCODED_WRITE,
+        (Attribute.PATH, b"a"),
+        (Attribute.UNENCODED_FILE_LEN, (4096).to_bytes(8, "little")),
+        (Attribute.UNENCODED_LEN, (MAX_DATA_COMMAND_BYTES + 1).to_bytes(8, "little")),
+        tail=struct.pack("<H", Attribute.DATA),
+    )
+    with pytest.raises(StreamError, match="when decompressed"):
+        inspector(version=2).feed(write)
+
+
+@pytest.mark.parametrize(("mode", "counted"), [(0, 5000), (1, 5000), (16, 5000), (2, 0), (3, 0)])
+def test_space_that_is_taken_counts_as_data_and_a_hole_does_not(mode: int, counted: int) -> None:
+    fallocate = command(
+        Kind.FALLOCATE,
+        (Attribute.PATH, b"a"),
+        (Attribute.FALLOCATE_MODE, mode.to_bytes(4, "little")),
+        (Attribute.SIZE, (5000).to_bytes(8, "little")),
+    )
+    subject = inspector(version=2, limit_bytes=5000)
+    subject.feed(fallocate)
+    assert subject.data_bytes == counted
+    subject.feed(write_2(b"a", bytes(5000 - counted)))
+    with pytest.raises(StreamError, match="announced"):
+        subject.feed(write_2(b"a", b"x"))
 
 
 @pytest.mark.parametrize("size_bytes", [0, MAX_DATA_COMMAND_BYTES + 1, (1 << 64) - 1])
