@@ -43,7 +43,8 @@ PASSED_UNSEEN_BYTES = 16 << 10
 """From this size on the data of a write is not read into memory."""
 
 # Plain integers, as they stand in a stream: to find those is quicker.
-_WRITES = frozenset(map(int, (Kind.WRITE, Kind.ENCODED_WRITE)))
+_WRITE = int(Kind.WRITE)
+_WRITES = frozenset((_WRITE, int(Kind.ENCODED_WRITE)))
 _DATA_KINDS = _WRITES.union(map(int, (Kind.CLONE, Kind.FALLOCATE, Kind.UPDATE_EXTENT)))
 _TURNS = frozenset(map(int, (Kind.SET_XATTR, Kind.CHOWN, Kind.UTIMES, Kind.END)))
 _CAPABILITY = b"security.capability"
@@ -59,6 +60,7 @@ _LINKING = _DOORS.union(map(int, (Kind.LINK, Kind.UNLINK, Kind.RENAME)))
 # Receive opens what these name, following it if it is a link; the others take a link for itself
 # (open(), creat(), truncate(), chmod() and not lchown(), lsetxattr(), AT_SYMLINK_NOFOLLOW: cmds/receive.c).
 _OPENING = _DATA_KINDS.union(map(int, (Kind.MKFILE, Kind.TRUNCATE, Kind.CHMOD, Kind.FILEATTR)))
+_OPENING_ONE = _OPENING - {Kind.CLONE}
 _PUNCH_HOLE = 2
 _LE16 = struct.Struct("<H")
 
@@ -274,7 +276,7 @@ class Inspector:
             self._safe = None
 
     def _count(self, kind: int, found: dict[int, bytes], at: int) -> None:
-        if kind == Kind.WRITE:
+        if kind == _WRITE:
             self.data_bytes += self._payload_bytes
         elif kind == Kind.ENCODED_WRITE:
             size_bytes = _number(found, Attribute.UNENCODED_FILE_LEN)
@@ -296,10 +298,9 @@ class Inspector:
             # Most commands name the path of the one before.
             if path != self._last_path:
                 self._check_path(path, at)
-                # What is cloned from another subvolume is not what this stream made.
-                if attribute != Attribute.CLONE_PATH or found.get(Attribute.CLONE_UUID) == self._uuid:
+                if self._doors.kinds and not self._is_foreign(attribute, found):
                     self._check_doors(kind, path, at)
-                self._last_path = path if kind in _OPENING and attribute == Attribute.PATH else None
+                self._last_path = path if kind in _OPENING_ONE else None
         if kind == Kind.CLONE and found.get(Attribute.CLONE_UUID) not in self._clone_uuids:
             raise self._error(at, "it clones from a subvolume that was not agreed")
         if kind in _LINKING:
@@ -317,6 +318,10 @@ class Inspector:
             if b"." in parts or b"" in parts:
                 raise self._error(at, f"the path {_shown(path)} is not spelt as send does")
 
+    def _is_foreign(self, attribute: Attribute, found: dict[int, bytes]) -> bool:
+        """Tell whether a path is one of another subvolume, where this stream has made nothing."""
+        return attribute == Attribute.CLONE_PATH and found.get(Attribute.CLONE_UUID) != self._uuid
+
     def _check_doors(self, kind: int, path: bytes, at: int) -> None:
         if door := self._doors.on_the_way(path, kind):
             what = "symbolic link" if self._doors.is_link(door) else "device"
@@ -327,23 +332,21 @@ class _Doors:
     """The symbolic links, devices and FIFOs that a stream has made, under their present names."""
 
     def __init__(self) -> None:
-        self._kinds: dict[bytes, int] = {}
+        self.kinds: dict[bytes, int] = {}
         # Every directory that was ever above one: only such a one's renaming moves them.
         self._above: set[bytes] = set()
 
     def is_link(self, path: bytes) -> bool:
-        return self._kinds[path] == Kind.SYMLINK
+        return self.kinds[path] == Kind.SYMLINK
 
     def on_the_way(self, path: bytes, kind: int) -> bytes | None:
         """Return the door that a command leads through, if any; what it only names may be one itself."""
-        if not self._kinds:
-            return None
         cut = path.find(b"/")
         while cut >= 0:
-            if path[:cut] in self._kinds:
+            if path[:cut] in self.kinds:
                 return path[:cut]
             cut = path.find(b"/", cut + 1)
-        is_opened = path in self._kinds and kind in _OPENING
+        is_opened = path in self.kinds and kind in _OPENING
         return path if is_opened and (kind != Kind.CHMOD or self.is_link(path)) else None
 
     def follow(self, kind: int, found: dict[int, bytes]) -> None:
@@ -351,34 +354,34 @@ class _Doors:
         path = found[Attribute.PATH]
         if kind in _DOORS:
             self._add(path, kind)
-        elif not self._kinds:
+        elif not self.kinds:
             return
-        elif kind == Kind.LINK and (door := self._kinds.get(found[Attribute.PATH_LINK])):
+        elif kind == Kind.LINK and (door := self.kinds.get(found[Attribute.PATH_LINK])):
             self._add(path, door)
         elif kind == Kind.UNLINK:
-            self._kinds.pop(path, None)
+            self.kinds.pop(path, None)
         elif kind == Kind.RENAME:
             self._rename(path, found[Attribute.PATH_TO])
 
     def _add(self, path: bytes, kind: int) -> None:
-        self._kinds[path] = kind
+        self.kinds[path] = kind
         cut = path.rfind(b"/")
         while cut > 0:
             self._above.add(path[:cut])
             cut = path.rfind(b"/", 0, cut)
 
     def _rename(self, old: bytes, new: bytes) -> None:
-        kind = self._kinds.get(old)
+        kind = self.kinds.get(old)
         if kind is None:
-            self._kinds.pop(new, None)
-        elif new not in self._kinds:
-            del self._kinds[old]
+            self.kinds.pop(new, None)
+        elif new not in self.kinds:
+            del self.kinds[old]
             self._add(new, kind)
         # Both are doors: names of one file maybe, and then both stay (man 2 rename).
         if old in self._above:
             below = old + b"/"
-            for path in [path for path in self._kinds if path.startswith(below)]:
-                self._add(new + path[len(old) :], self._kinds.pop(path))
+            for path in [path for path in self.kinds if path.startswith(below)]:
+                self._add(new + path[len(old) :], self.kinds.pop(path))
 
 
 def _number(found: dict[int, bytes], attribute: Attribute) -> int:
