@@ -29,7 +29,8 @@ Exit status: 0 all steps hold, 1 a step failed, 2 the command line asks for what
 
 def parse(words: list[str]) -> argparse.Namespace:
     """Return what the words ask for; argparse ends the process with 0 after --help and 2 after a mistake."""
-    shown = "\n".join(f"  {step.name:<18}{_summary(step.run.__doc__)}" for step in STEPS)
+    width = max(len(step.name) for step in STEPS) + 2
+    shown = "\n".join(f"  {step.name:<{width}}{_summary(step.run.__doc__)}" for step in STEPS)
     parser = argparse.ArgumentParser(
         prog="btrsync-rehearse",
         description="Play the whole mirror on this machine before a real disk is touched: two hosts, a real\n"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.rehearsal.cut_link import cut_link
+from harness.rehearsal.hostile import hostile_stream_refused
 from harness.rehearsal.problems import StepFailed
 from harness.rehearsal.show import Result, format_bytes
 from harness.rehearsal.wrong_key import wrong_key
@@ -115,4 +116,5 @@ STEPS = (
     Step("nothing changed", nothing_changed),
     Step("cut link", cut_link, needs_remote=True),
     Step("wrong key", wrong_key, needs_remote=True),
+    Step("hostile stream refused", hostile_stream_refused, needs_remote=True),
 )

@@ -26,6 +26,7 @@ STEPS = [
     "nothing changed",
     "cut link",
     "wrong key",
+    "hostile stream refused",
 ]
 UNCONTAINED = {"BTRSYNC_CONTAINED": ""}
 """As if it were started from a shell: it makes a containment of its own."""
@@ -84,7 +85,7 @@ def test_a_whole_rehearsal_holds_and_says_so(directory: Path) -> None:
     assert report["kernel"] == os.uname().release
     assert report["btrfs_progs"][0].isdigit() and report["openssh"][0].isdigit()
     assert said.stdout.count("\n") == 1, "the words went to standard error"
-    assert "all 6 steps hold" in said.stderr
+    assert f"all {len(STEPS)} steps hold" in said.stderr
     assert disks_in(directory) == []
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from harness import sshd
-from harness.rehearsal import cut_link, performance, steps
+from harness.rehearsal import cut_link, hostile, performance, steps
 from harness.rehearsal.problems import NotExercised, StepFailed
 from harness.rehearsal.session import Session
 from harness.rehearsal.show import Show
@@ -17,7 +17,9 @@ from harness.rehearsal.wrong_key import wrong_key
 from harness.scenario import SERVER_ROOT, TwoHosts
 
 if TYPE_CHECKING:
+    import uuid
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.requires("host", "veth", "tbf", "btrfs", "sshd")
 
@@ -134,6 +136,53 @@ def test_a_server_that_lets_root_in_without_a_forced_command_fails() -> None:
         steps.first_full_sync(session)
         with pytest.raises(StepFailed, match="a key without a forced command was refused, but not as it"):
             wrong_key(session)
+
+
+def test_a_stream_that_the_stock_receive_does_not_obey_shows_nothing(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harmless = hostile.Attack("a harmless stream", lambda announced, _: hostile._stream(announced), "")
+    monkeypatch.setattr(hostile, "ATTACKS", (harmless,))
+    with pytest.raises(NotExercised, match="the stock btrfs receive did not obey it"):
+        hostile.hostile_stream_refused(session)
+
+
+def test_a_server_that_takes_a_stream_or_refuses_it_for_another_reason_fails(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = hostile.ATTACKS[0]
+
+    def harmless_to_the_server(announced: uuid.UUID, subvolume: Path) -> bytes:
+        is_servers = subvolume.is_relative_to(SERVER_ROOT)
+        return hostile._stream(announced) if is_servers else link.build(announced, subvolume)
+
+    monkeypatch.setattr(hostile, "ATTACKS", (link._replace(refusal="out of spite"),))
+    with pytest.raises(StepFailed, match="refused, but not for that"):
+        hostile.hostile_stream_refused(session)
+    monkeypatch.setattr(hostile, "ATTACKS", (link._replace(build=harmless_to_the_server),))
+    with pytest.raises(StepFailed, match="the server took it"):
+        hostile.hostile_stream_refused(session)
+
+
+def test_a_hostile_stream_that_leaves_a_trace_or_reaches_the_canary_fails(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attack = hostile._attack
+
+    def and_touch(path: Path) -> None:
+        def attack_and_touch(both: TwoHosts, *rest: Any) -> str:
+            said = attack(both, *rest)
+            both.daisy.write_text(path, "planted")
+            return said
+
+        monkeypatch.setattr(hostile, "_attack", attack_and_touch)
+
+    and_touch(hostile.CANARY)
+    with pytest.raises(StepFailed, match="it was written to"):
+        hostile.hostile_stream_refused(session)
+    and_touch(SERVER_ROOT / "workstation/share/planted")
+    with pytest.raises(StepFailed, match="refused, but not without a trace"):
+        hostile.hostile_stream_refused(session)
 
 
 def test_a_failed_step_is_shown_with_its_evidence_and_the_others_go_on(session: Session) -> None:
