@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING
 
@@ -109,3 +110,49 @@ def test_a_snapshot_and_its_backup_serve_as_parent_whatever_they_are_called(
         done = place.btrsync(*words)
         assert done.returncode == 0, done
         assert done.stderr == ""
+
+
+def test_after_a_rollback_the_next_send_starts_from_what_the_subvolume_has_been(place: LocalMirror) -> None:
+    names = []
+    for words in ("first", "second", "third", "fourth"):
+        place.change(words)
+        names.append(str(place.sync().outcome["snapshot"]))
+    place.live.rename(place.live.with_name("given-up"))
+    command.run(["btrfs", "subvolume", "snapshot", place.snapshots / names[2], place.live])
+    place.change("fifth")
+    command.run(["btrfs", "subvolume", "delete", place.backups / names[2]])
+    told = place.btrsync("sync", "--explain").stdout
+    assert f"{names[1]}: SEND PARENT" in told
+    assert f"{names[3]}: CLONE SOURCE" in told, "it is younger, and was given up"
+    run = place.sync()
+    assert (run.outcome["kind"], run.outcome["send_parent"]) == ("incremental", names[1])
+    place.assert_mirrored()
+
+
+def test_an_explanation_changes_nothing(place: LocalMirror) -> None:
+    place.sync()
+    place.change("second")
+    before = os.listdir(place.snapshots), os.listdir(place.backups)
+    done = place.btrsync("sync", "--explain", "--json")
+    assert done.returncode == 0, done
+    (told,) = json.loads(done.stdout)["explanations"]
+    assert (told["decision"], told["snapshot"]) == ("incremental", None)
+    (one,) = told["candidates"]
+    backup = btrfs.subvolume(place.backups / told["send_parent"])
+    assert one["verdict"] == "send_parent"
+    assert (one["there"]["uuid"], one["there"]["received_uuid"]) == (str(backup.uuid), one["here"]["uuid"])
+    assert (os.listdir(place.snapshots), os.listdir(place.backups)) == before
+
+
+def test_an_explanation_of_a_conflict_or_of_what_cannot_be_seen_ends_with_1(place: LocalMirror) -> None:
+    first = str(place.sync().outcome["snapshot"])
+    place.change("second")
+    btrfs.set_readonly(place.backups / first, False)
+    done = place.btrsync("sync", "--explain")
+    assert done.returncode == 1, done
+    assert "job → disk: CONFLICT" in done.stdout
+    assert f"{first}: UNFIT: the backup {first} on disk is writable" in done.stdout
+    place.snapshots.rename(place.snapshots.with_name("elsewhere"))
+    done = place.btrsync("sync", "--explain")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "btrsync: job → disk:" in done.stderr
