@@ -30,6 +30,7 @@ MODULES = (
     "receiving",
     "parents",
     "cut_streams",
+    "checkpoints",
     "losses",
     "rollback",
     "space",
