@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from harness.scenario import Synced
 
 GIB = 1 << 30
-LONG_S = 900
+LONG_S = 240
 UNTRIED = Target(settings={"retries": 0})
 """A transfer that breaks ends the run: what is measured is the run after it."""
 

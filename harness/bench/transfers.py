@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from harness.bench.row import Row
     from harness.bench.stage import Stage
+    from harness.command import Process
     from harness.scenario import TwoHosts
 
 MIB = 1 << 20
@@ -71,13 +72,13 @@ def checkpointing(on: Stage) -> Row:
     backups = both.daisy.path(SERVER_ROOT / "workstation/share")
     with both.syncing() as process:
         wait.until(
-            lambda: any(name.startswith(".partial-") for name in names_in(backups)) or process.poll() == 0,
+            lambda: any(name.startswith(".partial-") for name in names_in(backups)) or is_over(process),
             timeout_s=stage.LONG_S,
             what="a checkpoint",
             interval_s=0.002,
         )
-        if process.poll() == 0:
-            raise AssertionError("the transfer ended without a checkpoint")
+        if is_over(process):
+            raise AssertionError(f"the transfer ended without a checkpoint: {process.completed()}")
         process.wait(stage.LONG_S)
     stage.forget(both)
     row = paired(
@@ -86,6 +87,11 @@ def checkpointing(on: Stage) -> Row:
     )  # fmt: skip
     stage.set_server(both)
     return row
+
+
+def is_over(process: Process) -> bool:
+    """Return whether a process has ended."""
+    return process.poll() is not None
 
 
 def names_in(directory: Path) -> list[str]:
