@@ -50,8 +50,8 @@ def survey(
         else JobSurvey(
             job=look.job,
             target=look.target,
-            snapshots=_rows(look.source, look.backups),
-            partials=_partial_rows(look),
+            snapshots=rows(look.source, look.backups),
+            partials=partial_rows(look),
         )
         for look in _looks(config, jobs, targets, is_synced=False)
     )
@@ -95,12 +95,13 @@ def _looks(
                 yield Look(job, target, found, remote.backups.get(job, ()), remote.partials.get(job, ()))
 
 
-def _rows(source: SourceInventory, backups: tuple[Backup, ...]) -> tuple[SnapshotRow, ...]:
+def rows(source: SourceInventory, backups: tuple[Backup, ...]) -> tuple[SnapshotRow, ...]:
+    """Return the snapshots and backups of a job, oldest first; one that both sides hold is one row."""
     commons = common_snapshots(source, backups)
     held: dict[object, Common] = {common.snapshot.subvolume.uuid: common for common in commons}
     held_backups = {common.backup.uuid for common in commons}
     pinned = pinned_snapshots([commons])
-    rows = [
+    found = [
         SnapshotRow(
             name=backup.name,
             uuid=backup.uuid,
@@ -115,7 +116,7 @@ def _rows(source: SourceInventory, backups: tuple[Backup, ...]) -> tuple[Snapsho
     sent_relatives = [relative for relative in source.relatives if relative.subvolume.uuid in held]
     for snapshot in (*sent_relatives, *source.snapshots):
         common = held.get(snapshot.subvolume.uuid)
-        rows.append(
+        found.append(
             SnapshotRow(
                 name=printable_name(snapshot.name),
                 uuid=snapshot.subvolume.uuid,
@@ -126,10 +127,11 @@ def _rows(source: SourceInventory, backups: tuple[Backup, ...]) -> tuple[Snapsho
                 remark=_remark(common.backup, snapshot) if common else "",
             )
         )
-    return tuple(sorted(rows, key=lambda row: row.created.timestamp() if row.created else 0.0))
+    return tuple(sorted(found, key=lambda row: row.created.timestamp() if row.created else 0.0))
 
 
-def _partial_rows(look: Look) -> tuple[PartialRow, ...]:
+def partial_rows(look: Look) -> tuple[PartialRow, ...]:
+    """Return what the target holds of cut transfers, by the names that their snapshots have here now."""
     names = {snapshot.announced_uuid: snapshot.name for snapshot in look.source.by_nearness}
     return tuple(
         PartialRow(
@@ -147,7 +149,7 @@ def _partial_rows(look: Look) -> tuple[PartialRow, ...]:
 def _percent(partial: PartialEntry) -> int | None:
     if partial.total_bytes is None:
         return None
-    return min(100, 100 * partial.data_bytes // partial.total_bytes) if partial.total_bytes else 0
+    return min(100, 100 * partial.data_bytes // partial.total_bytes) if partial.total_bytes else 100
 
 
 def _remark(backup: Backup, snapshot: Snapshot | None = None) -> str:
