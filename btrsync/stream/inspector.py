@@ -16,8 +16,9 @@ or UTIMES that follows it. For what receive keeps from one command to the next i
 writing, which it opens again, and up to btrfs-progs 5.10 the capability that it sets once more behind the
 next CHOWN, which clears it (process_set_xattr() and process_chown(), cmds/receive.c before 81d8ea93).
 Kernels before 5.8 send all that a capability's file holds between the two; later ones send CHOWN first
-and the file's own UTIMES next (89efda52e6b6, fs/btrfs/send.c). UTIMES of directories, which kernels since
-6.3 send late, stand between files.
+and the file's own UTIMES next (89efda52e6b6, fs/btrfs/send.c). UTIMES of directories, sent late by kernels
+since 6.3, stand behind a file's last command, or between its names and its attributes and data
+(process_recorded_refs(), trim_dir_utimes_cache()): there receive keeps nothing.
 """
 
 from __future__ import annotations
@@ -207,6 +208,7 @@ class Inspector:
         DATA must be the last one: only then is it known that nothing hides behind what passes unseen.
         """
         found: dict[int, bytes] = {}
+        self._payload_bytes = 0
         position = at + COMMAND_HEADER.size
         while position < end:
             if position + _LE16.size > available:
