@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Self
 
-BLOCK_BYTES = 256 << 10
+BLOCK_BYTES = 64 << 10
+"""Small, for while a block is counted the thread that sends waits for the interpreter."""
 DELAY_S = 2.0
 """By then a small change is sent, and to have counted it would have cost more than it told."""
 

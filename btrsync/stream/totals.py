@@ -29,6 +29,9 @@ PUNCH_HOLE = 0x02
 
 _OTHERS = frozenset({Kind.MKNOD, Kind.MKFIFO, Kind.MKSOCK, Kind.SYMLINK})
 _CHANGING = frozenset({Kind.UPDATE_EXTENT, Kind.CLONE, Kind.FALLOCATE, Kind.TRUNCATE})
+# As plain numbers, for the loop: looking up a member takes longer than all else there.
+_PATH, _MKFILE, _LINK, _TRUNCATE = map(int, (Attribute.PATH, Kind.MKFILE, Kind.LINK, Kind.TRUNCATE))
+_RARE = frozenset({Kind.END, Kind.WRITE, Kind.ENCODED_WRITE})
 _FOLLOWED = _CHANGING | {Kind.MKFILE, Kind.RENAME, Kind.LINK}
 
 
@@ -107,14 +110,14 @@ class TotalsCounter:
             if end > len(data):
                 break
             if kind in _FOLLOWED:
-                self._follow(kind, self._attributes(data, at + header_bytes, end))
+                self._follow(kind, data, at + header_bytes, end)
             elif kind in counts:
                 counts[kind] += 1
-            elif kind == Kind.END:
+            elif kind in _RARE:
+                if kind != Kind.END:
+                    raise StreamError(self._offset_bytes + at, "it has data, and should have none")
                 self._is_ended = True
                 self._finish_file()
-            elif kind in (Kind.WRITE, Kind.ENCODED_WRITE):
-                raise StreamError(self._offset_bytes + at, "it has data, and should have none")
             at = end
         self._carry = data[at:]
         self._offset_bytes += at
@@ -138,40 +141,58 @@ class TotalsCounter:
         found: dict[int, bytes] = {}
         while at < end:
             if at + ATTRIBUTE_HEADER.size > end:
-                raise StreamError(self._offset_bytes + at, "an attribute is cut short")
+                raise self._error(at)
             kind, length = ATTRIBUTE_HEADER.unpack_from(data, at)
             at += ATTRIBUTE_HEADER.size
             found[kind] = data[at : at + length]
             at += length
-        if at != end or Attribute.PATH not in found:
-            raise StreamError(self._offset_bytes + at, "an attribute is cut short, or a path missing")
+        if at != end:
+            raise self._error(at)
         return found
 
-    def _follow(self, kind: int, found: dict[int, bytes]) -> None:
-        path = found[Attribute.PATH]
+    def _error(self, at: int) -> StreamError:
+        return StreamError(self._offset_bytes + at, "an attribute is cut short, or a path missing")
+
+    def _follow(self, kind: int, data: bytes, at: int, end: int) -> None:
+        """Take in a command. All but CLONE have the path first, and most are not looked at any further."""
+        begin = at + ATTRIBUTE_HEADER.size
+        if begin > end:
+            raise self._error(at)
+        attribute, length = ATTRIBUTE_HEADER.unpack_from(data, at)
+        if attribute == _PATH:
+            at = begin + length
+            path = data[begin:at]
+        else:
+            path = self._attributes(data, at, end).get(_PATH, b"")
+        if at > end or not path:
+            raise self._error(at)
         if kind in _CHANGING:
             if path != self._path:
                 self._finish_file()
                 self._path = path
                 if path not in self._made:
                     self._files += 1
-            if kind == Kind.UPDATE_EXTENT:
-                size_bytes = _number(found, Attribute.SIZE)
-                self.data_bytes += size_bytes
-                self._path_bytes += size_bytes
-            elif kind == Kind.CLONE:
-                self._cloned_bytes += _number(found, Attribute.CLONE_LEN)
-            elif kind == Kind.FALLOCATE and _number(found, Attribute.FALLOCATE_MODE) & PUNCH_HOLE:
-                self._punched_bytes += _number(found, Attribute.SIZE)
-        elif kind == Kind.MKFILE:
+            if kind != _TRUNCATE:
+                self._count(kind, self._attributes(data, at, end))
+        elif kind == _MKFILE:
             self._finish_file()
             self._files += 1
             self._made = {path}
-        elif kind == Kind.LINK:
-            if found.get(Attribute.PATH_LINK) in self._made:
+        elif kind == _LINK:
+            if self._attributes(data, at, end).get(Attribute.PATH_LINK) in self._made:
                 self._made.add(path)
         else:
-            self._rename(path, found.get(Attribute.PATH_TO, b""))
+            self._rename(path, self._attributes(data, at, end).get(Attribute.PATH_TO, b""))
+
+    def _count(self, kind: int, found: dict[int, bytes]) -> None:
+        if kind == Kind.UPDATE_EXTENT:
+            size_bytes = _number(found, Attribute.SIZE)
+            self.data_bytes += size_bytes
+            self._path_bytes += size_bytes
+        elif kind == Kind.CLONE:
+            self._cloned_bytes += _number(found, Attribute.CLONE_LEN)
+        elif _number(found, Attribute.FALLOCATE_MODE) & PUNCH_HOLE:
+            self._punched_bytes += _number(found, Attribute.SIZE)
 
     def _rename(self, old: bytes, new: bytes) -> None:
         if old in self._made:

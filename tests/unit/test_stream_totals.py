@@ -20,6 +20,8 @@ def command(kind: Kind, path: bytes, **attributes: int | bytes) -> bytes:
     values: dict[Attribute, bytes] = {Attribute.PATH: path} if kind != Kind.END else {}
     for name, value in attributes.items():
         values[Attribute[name]] = value if isinstance(value, bytes) else value.to_bytes(8, "little")
+    if kind == Kind.CLONE:  # send_clone(), fs/btrfs/send.c: the path comes third
+        values[Attribute.PATH] = values.pop(Attribute.PATH)
     payload = b"".join(struct.pack("<HH", key, len(value)) + value for key, value in values.items())
     return struct.pack("<IHI", len(payload), kind, 0) + payload
 
@@ -121,6 +123,7 @@ def test_it_does_not_matter_how_a_stream_is_cut_into_blocks(block_bytes: int) ->
         (HEAD + struct.pack("<IHIH", 2, Kind.CLONE, 0, 15), "an attribute is cut short"),
         (HEAD + struct.pack("<IHIHH", 4, Kind.CLONE, 0, 15, 9), "an attribute is cut short"),
         (HEAD + struct.pack("<IHI", 0, Kind.CLONE, 0), "a path missing"),
+        (HEAD + struct.pack("<IHIHHQ", 12, Kind.CLONE, 0, 18, 8, 0), "a path missing"),
     ],
 )
 def test_what_is_no_stream_without_data_is_an_error(stream: bytes, words: str) -> None:
