@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 from typing import TYPE_CHECKING, Self
 
@@ -19,6 +20,7 @@ from btrsync.errors import (
     CommandError,
     IntegrityError,
     NoSpaceError,
+    RefusedError,
     StorageError,
     StreamError,
     UnreachableError,
@@ -75,6 +77,7 @@ class Incoming:
                 stack.callback(self._remove_directory)
             self._directory_fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             stack.callback(os.close, self._directory_fd)
+            self._lock_job()
             # Opened before anything is written: syncfs reports only errors since then (man 2 syncfs).
             self._device_errors = btrfs.device_errors(self._directory)
             stack.callback(self._forget_own)
@@ -84,6 +87,15 @@ class Incoming:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def _lock_job(self) -> None:
+        try:
+            fcntl.flock(self._directory_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RefusedError(
+                f"another session of this run is receiving into {self._directory}",
+                hint="run `btrsync sync` again",
+            ) from None
 
     @property
     def write_fd(self) -> int:

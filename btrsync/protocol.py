@@ -16,7 +16,7 @@ from uuid import UUID
 
 import msgspec
 
-from btrsync.errors import ProtocolError
+from btrsync.errors import ProtocolError, RemoteError
 
 BANNER_BYTES = 32
 MAX_CONTROL_BYTES = 16 << 20
@@ -112,6 +112,7 @@ class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower, omit
 class Hello(Message, frozen=True):
     """First message of each end. A look-only client changes nothing, so it waits for no lock.
 
+    session: 0 for a run's first connection, another number for each that it opens beside it.
     is_server: without it a forced command such as `cat` would answer with our own words, heartbeats too.
     """
 
@@ -121,6 +122,7 @@ class Hello(Message, frozen=True):
     send_protocol: int
     is_look_only: bool = False
     is_server: bool = False
+    session: int = 0
 
 
 class Waiting(Message, frozen=True):
@@ -267,6 +269,12 @@ class Failed(Message, frozen=True):
     hint: str | None = None
     is_retryable: bool = False
     kept_bytes: int = 0
+
+    def as_error(self) -> RemoteError:
+        """Return the exception that it is at our end."""
+        return RemoteError(
+            self.message, hint=self.hint, exit_status=self.exit_status, retryable=self.is_retryable
+        )
 
 
 class Bye(Message, frozen=True):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -39,20 +38,18 @@ from btrsync.protocol import (
 )
 from btrsync.room import Room
 from btrsync.system import btrfs
-from btrsync.system.lock import Lock, evict, holder
 from btrsync.system.signals import stop_signals_deferred
-from btrsync.target import LOCK_NAME, Target, backup_entry, open_target
+from btrsync.target import Target, backup_entry, open_target
+from btrsync.turn import first_session, further_session
 from btrsync.wire import ClosedError, Data, StopAskedError, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from btrsync.config import ServerConfig
     from btrsync.protocol import AnyMessage
 
-WAITING_INTERVAL_S = 2.0
-KEEPING_S = 60.0
-"""How long a dead connection may take to put on disk what it has received, before it is killed."""
 RUN_ID_CHARACTERS = 128
 
 
@@ -124,10 +121,7 @@ class _Connection:
             with storage_errors(directory):
                 target = open_target(directory, root=config.root, is_look_only=hello.is_look_only)
                 if not hello.is_look_only:
-                    lock = self._lock(target, hello.run_id, config.lock_wait_s)
-                    lock_fd = stack.enter_context(lock).fileno()
-                    ttl = timedelta(days=config.partial_ttl_days)
-                    swept = target.sweep(now=datetime.now(UTC), partial_ttl=ttl)
+                    lock_fd = stack.enter_context(self._turn(target, hello, config, swept))
                 room = Room(target, config.entry(self._client).quota_bytes)
                 jobs = target.inventory()
                 inventory = Inventory(jobs, swept, target.partials(), room.available_bytes(jobs))
@@ -144,25 +138,21 @@ class _Connection:
             raise ProtocolError(f"client {self._client} has {message.run_id[:100]!r} for its run id")
         return message
 
-    def _lock(self, target: Target, run_id: str, wait_s: float) -> Lock:
-        """Return the client's lock to enter; a dead connection of the same run makes way at once."""
-        path = target.directory / LOCK_NAME
-        evict(path, run_id, grace_s=KEEPING_S)
-        said = 0.0
+    def _turn(
+        self, target: Target, hello: Hello, config: ServerConfig, swept: list[str]
+    ) -> AbstractContextManager[int]:
+        """Return our turn in the client's directory, to enter; `swept` takes the names of what goes."""
+        if hello.session:
+            return further_session(target.directory, self._client, hello.run_id)
 
-        def say_waiting() -> None:
-            nonlocal said
-            if time.monotonic() - said >= WAITING_INTERVAL_S:
-                said = time.monotonic()
-                self._wire.send(Waiting(str(holder(path) or "its last transfer is still ending")))
+        def sweep() -> None:
+            ttl = timedelta(days=config.partial_ttl_days)
+            swept.extend(target.sweep(now=datetime.now(UTC), partial_ttl=ttl))
 
-        return Lock(
-            path,
-            f"client {self._client} is being served already",
-            run_id=run_id,
-            wait_s=wait_s,
-            on_wait=say_waiting,
-        )
+        return first_session(
+            target.directory, self._client, hello.run_id, wait_s=config.lock_wait_s,
+            tell=lambda who: self._wire.send(Waiting(who)), sweep=sweep,
+        )  # fmt: skip
 
     def _converse(self, target: Target, room: Room, lock_fd: int, config: ServerConfig) -> None:
         while True:

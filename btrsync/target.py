@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from btrsync.partials import Partial
     from btrsync.plan.snapshots import Subvolume
 
-LOCK_NAME = ".lock"
 STAGING_PREFIXES = (INCOMING_PREFIX, partials.PREFIX)
 
 

@@ -21,7 +21,7 @@ import msgspec
 from btrsync.errors import LockedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from types import TracebackType
 
@@ -103,16 +103,40 @@ class Lock:
         return self._fd
 
     def _wait_for(self, fd: int) -> None:
-        deadline = time.monotonic() + self.wait_s
-        pause_s = FIRST_PAUSE_S
-        while not _is_taken(fd):
-            if time.monotonic() >= deadline:
-                found = _read_holder(fd)
-                raise LockedError(self.what, str(found) if found else "busy, held by an unknown process")
-            if self.on_wait is not None:
-                self.on_wait()
-            time.sleep(max(0.0, min(pause_s, deadline - time.monotonic())))
-            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+        if not _wait_until_taken(fd, fcntl.LOCK_EX, self.wait_s, self.on_wait):
+            found = _read_holder(fd)
+            raise LockedError(self.what, str(found) if found else "busy, held by an unknown process")
+
+
+def _wait_until_taken(fd: int, mode: int, wait_s: float, on_wait: Callable[[], None] | None) -> bool:
+    deadline = time.monotonic() + wait_s
+    pause_s = FIRST_PAUSE_S
+    while not _is_taken(fd, mode):
+        if time.monotonic() >= deadline:
+            return False
+        if on_wait is not None:
+            on_wait()
+        time.sleep(max(0.0, min(pause_s, deadline - time.monotonic())))
+        pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+    return True
+
+
+@contextlib.contextmanager
+def directory_lock(
+    path: Path, what: str, *, is_shared: bool, wait_s: float = 0, on_wait: Callable[[], None] | None = None
+) -> Iterator[int]:
+    """The lock on the directory `path` itself, for oneself or with others; gives its descriptor.
+
+    Nobody is named in it: who inherits the descriptor keeps it. wait_s, on_wait: as for `Lock`. Raises
+    LockedError, OSError.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        if not _wait_until_taken(fd, fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX, wait_s, on_wait):
+            raise LockedError(what, "busy, a transfer of another run has not ended yet")
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def holder(path: Path) -> Holder | None:
@@ -166,10 +190,10 @@ def _opened(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
-def _is_taken(fd: int) -> bool:
+def _is_taken(fd: int, mode: int = fcntl.LOCK_EX) -> bool:
     """Try to take the lock; never blocks."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, mode | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
