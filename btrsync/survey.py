@@ -11,6 +11,7 @@ from btrsync.plan.parent import common_snapshots, pinned_snapshots
 from btrsync.report import JobSurvey, NullReporter, PartialRow, SnapshotRow
 from btrsync.selection import choose_pairs
 from btrsync.source import Source
+from btrsync.system import btrfs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,9 +71,10 @@ def explanations(
         look
         if isinstance(look, Unseen)
         else explain(
-            look.source, look.backups,
+            look.source, look.backups, look.partials,
             job=look.job, target=look.target,
             clone_source_limit=config.jobs[look.job].clone_sources, is_full=is_full, is_forced=is_forced,
+            compressed=config.targets[look.target].compressed, send_protocol=btrfs.send_protocol(),
         )
         for look in _looks(config, jobs, targets, is_synced=True)
     )  # fmt: skip

@@ -74,6 +74,10 @@ def format_explanation(one: Explanation) -> Iterator[str]:
     }[one.decision]
     yield f"{format_pair(one.job, one.target)}: {how}"
     yield f"  {one.why}"
+    if one.goes_on_from_bytes is not None:
+        yield f"  from byte {one.goes_on_from_bytes} of its stream, if that is made the same as before"
+    for why in one.unused_partials:
+        yield f"  a cut transfer does not go on: {why}"
     if one.clone_sources:
         yield f"  clone sources: {', '.join(one.clone_sources)}"
     if one.remedy:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -114,6 +114,47 @@ def test_after_a_rollback_ancestors_are_told_from_what_was_given_up() -> None:
         "relative",
     ]
     assert found.send_parent == "s5"
+
+
+class Cut(NamedTuple):
+    """What a target says of a cut transfer."""
+
+    uuid: UUID
+    ctransid: int
+    send_parent: UUID | None
+    name: str = "sent-as"
+    clone_sources: tuple[UUID, ...] = ()
+    stream_version: int = 1
+    is_compressed: bool = False
+    offset_bytes: int = 4096
+
+
+def test_a_cut_transfer_goes_on_though_the_subvolume_was_written_since() -> None:
+    cut = Cut(UUID(int=20), 20, UUID(int=10))
+    found = explain(
+        source(10, 20, generation=30), [backup(10)], [cut], job="share", target="daisy", clone_source_limit=2
+    )
+    assert (found.decision, found.snapshot, found.send_parent) == ("incremental", "s20", "s10")
+    assert (found.goes_on_from_bytes, found.unused_partials) == (4096, ())
+    assert candidate(found, "s10").why == "the cut transfer started from it"
+    assert "  from byte 4096 of its stream, if that is made the same as before" in format_explanation(found)
+
+
+@pytest.mark.parametrize(
+    ("cut", "why"),
+    [
+        (Cut(UUID(int=99), 20, None), "its snapshot sent-as is gone"),
+        (Cut(UUID(int=20), 19, UUID(int=10)), "its snapshot s20 was edited"),
+        (Cut(UUID(int=20), 20, UUID(int=5)), "a snapshot from which s20 was being sent is not on both sides"),
+        (Cut(UUID(int=20), 20, UUID(int=10), stream_version=3), "this kernel does not make its stream"),
+    ],
+)
+def test_a_cut_transfer_that_does_not_go_on_is_told_why(cut: Cut, why: str) -> None:
+    found = explain(source(10, 20, generation=30), [backup(10)], [cut], job="share", target="daisy")
+    assert found.goes_on_from_bytes is None
+    (said,) = found.unused_partials
+    assert why in said
+    assert f"  a cut transfer does not go on: {said}" in format_explanation(found)
 
 
 def backup_words(number: int) -> str:
