@@ -33,8 +33,8 @@ class Intake:
     """Takes one stream for `incoming` off `wire`, frame by frame; a context manager.
 
     stream: how the client sends it; checkpoint_bytes, checkpoint_s: how much of the stream, and for how
-    long, may be lost with a power cut; limit_bytes: of data that the whole stream may write.
-    `size_bytes` counts what came in this transfer.
+    long, may be lost with a power cut, 0 for however much; limit_bytes: of data that the whole stream
+    may write. `size_bytes` counts what came in this transfer.
     """
 
     def __init__(
@@ -202,7 +202,8 @@ class Intake:
         if not ahead_bytes or self._given_bytes != safe_bytes or self._inspector.is_ended:
             return False
         age_s = time.monotonic() - self._checkpointed_s
-        return ahead_bytes >= self._checkpoint_bytes or age_s >= self._checkpoint_s
+        is_far = 0 < self._checkpoint_bytes <= ahead_bytes
+        return is_far or 0 < self._checkpoint_s <= age_s
 
     def _checkpoint(self) -> None:
         assert self._inspector is not None

@@ -47,6 +47,9 @@ class Ledger:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / NAME
+        for aside in directory.glob(f".{NAME}.*"):
+            # One that was being written when something died.
+            aside.unlink(missing_ok=True)
         try:
             content = msgspec.json.decode(self._path.read_bytes(), type=_Content)
         except FileNotFoundError:

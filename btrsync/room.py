@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 
 from btrsync.errors import NoSpaceError
 from btrsync.incoming import MORE_SPACE
-from btrsync.plan.space import space_problem
 from btrsync.system import btrfs
-from btrsync.system.mounts import mount_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,6 +42,10 @@ class Room:
         """
         if begin.total_bytes is None:
             return None
+        # Late: most connections find nothing to do.
+        from btrsync.plan.space import space_problem
+        from btrsync.system.mounts import mount_of
+
         where = self._target.directory
         options = mount_of(where).super_options
         problem = space_problem(

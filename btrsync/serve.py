@@ -20,7 +20,6 @@ from btrsync.errors import (
     storage_error,
 )
 from btrsync.incoming import storage_errors
-from btrsync.intake import Intake
 from btrsync.protocol import (
     MAX_REQUEST_BYTES,
     OUR_VERSIONS,
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from btrsync.config import ServerConfig
+    from btrsync.intake import Intake
     from btrsync.protocol import AnyMessage
 
 RUN_ID_CHARACTERS = 128
@@ -192,6 +192,9 @@ class _Connection:
                 raise IntegrityError(f"the client gave up: {stream.reason}")
             if not isinstance(stream, Stream):
                 raise ProtocolError(f"client {self._client} sent {type(stream).__name__} instead of Stream")
+            # Late: most connections find nothing to do.
+            from btrsync.intake import Intake
+
             with Intake(
                 self._wire, incoming, stream,
                 checkpoint_bytes=config.checkpoint_bytes, checkpoint_s=config.checkpoint_seconds,
