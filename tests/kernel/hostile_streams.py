@@ -189,16 +189,19 @@ def bad_later_crc(place: Place) -> bytes:
     return bytes(stream) + END
 
 
+def node(path: bytes, place: Place) -> bytes:
+    """Make a block device: one of the server's disks."""
+    block_device = number(0o60600)
+    return make(Kind.MKNOD, path, (Attribute.MODE, block_device), (Attribute.RDEV, number(place.device)))
+
+
 def device_write(place: Place) -> bytes:
-    node = make(
-        Kind.MKNOD, b"disk", (Attribute.MODE, number(0o60600)), (Attribute.RDEV, number(place.device))
-    )
-    return whole(node, write(b"disk", EVIL))(place)
+    return whole(node(b"disk", place), write(b"disk", EVIL))(place)
 
 
 def linked_device_write(place: Place) -> bytes:
-    node = make(Kind.MKNOD, b"o7", (Attribute.MODE, number(0o60600)), (Attribute.RDEV, number(place.device)))
-    return whole(node, rename(b"o7", b"disk"), link(b"same", b"disk"), write(b"same", EVIL))(place)
+    made = node(b"o7", place), rename(b"o7", b"disk"), link(b"same", b"disk")
+    return whole(*made, write(b"same", EVIL))(place)
 
 
 def second_subvolume(place: Place) -> bytes:
@@ -226,6 +229,12 @@ def bomb() -> bytes:
     block = bytes(1 << 20)
     return b"".join(packer.compress(block) for _ in range(MEMORY_BYTES >> 20)) + packer.flush()
 
+
+INHERITED: dict[str, tuple[Callable[[Place], bytes], Harm, Harm]] = {
+    "a symbolic link": (lambda _: KEYHOLE, Harm.CANARY, Harm.NONE),
+    "a device": (lambda place: node(b"door", place), Harm.DEVICE, Harm.DEVICE),
+}
+"""What makes `door`, in what the server holds already; then what data into it does to the stock receive."""
 
 TWICE = command(Kind.MKFILE, b"good", (Attribute.INO, number(257)), (Attribute.PATH, b"../planted"))
 BEHIND_DATA = command(

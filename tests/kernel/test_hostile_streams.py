@@ -31,7 +31,10 @@ from tests.kernel.hostile_host import ATTACKER, HostileHost, hostile_host
 from tests.kernel.hostile_streams import (
     ATTACKS,
     CTRANSID,
+    END,
+    EVIL,
     FILE,
+    INHERITED,
     MEMORY_BYTES,
     NEWLINE,
     Attack,
@@ -98,8 +101,8 @@ def sent(wire: Wire, message: Begin, stream: bytes, version: int) -> Message:
     return answer
 
 
-def hang_up_amid(server: HostileHost, uuid: UUID, version: int) -> None:
-    """Leave a partial there: with a file whose data has come."""
+def hang_up_amid(server: HostileHost, uuid: UUID, version: int, first: bytes = b"") -> None:
+    """Leave a partial there: with what `first` makes, and a file whose data has come."""
     message = Begin("job", f"begun-{version}", uuid, CTRANSID)
     with server.connected() as (wire, _):
         wire.send(message)
@@ -107,7 +110,7 @@ def hang_up_amid(server: HostileHost, uuid: UUID, version: int) -> None:
         wire.send(Stream(version, is_compressed=False))
         data = write(b"begun", b"x" * 10, version=version)
         made = make(Kind.MKFILE, b"begun")
-        stream = hostile_streams.head(uuid, version=version) + made + data * 2
+        stream = hostile_streams.head(uuid, version=version) + first + made + data * 2
         wire._write(FRAME_HEADER.pack(FrameType.DATA, len(stream)) + stream)
 
 
@@ -172,6 +175,60 @@ def test_another_clients_backup_is_no_send_parent_and_no_clone_source(busy: Host
             assert isinstance(answer, Failed)
             assert f"{secret} is not among the backups of job job here" in answer.message
     assert busy.listing() == before
+
+
+# ---------------------------------------------- what the inspector cannot know: it came another time
+
+OLDER = UUID(int=0xC)
+DOORS = [
+    "a symbolic link",
+    pytest.param("a device", marks=pytest.mark.xfail(reason="receive has no mount of its own, nodev, yet")),
+]
+
+
+@pytest.mark.parametrize("flags", [(), CONFINED], ids=["stock", "confined"])
+@pytest.mark.parametrize("what", INHERITED)
+def test_what_data_into_a_door_of_the_parent_does_to_the_stock_receive(
+    server: HostileHost, what: str, flags: tuple[str, ...]
+) -> None:
+    server.prepare()
+    door, *harms = INHERITED[what]
+    older = hostile_streams.head(OLDER, path=b"older") + door(server.place) + END
+    server.receive(older, ATTACKER, *flags)
+    stream = hostile_streams.head(server.place.own, parent=OLDER) + write(b"door", EVIL) + END
+    done = server.receive(stream, ATTACKER, *flags, ok=None)
+    server.host.run(["btrfs", "subvolume", "delete", f"{ATTACKER}/older"])
+    assert server.harm(done) == harms[bool(flags)], done.stderr
+
+
+@pytest.mark.parametrize("what", DOORS)
+def test_data_into_a_door_of_the_parent_goes_nowhere(server: HostileHost, what: str) -> None:
+    server.prepare()
+    door, *_ = INHERITED[what]
+    with server.connected() as (wire, _):
+        stream = hostile_streams.head(OLDER) + door(server.place) + END
+        assert isinstance(sent(wire, Begin("job", "older", OLDER, CTRANSID), stream, 1), Committed)
+        before = server.listing()
+        stream = hostile_streams.head(server.place.own, parent=OLDER) + write(b"door", EVIL) + END
+        message = Begin("job", "evil", server.place.own, CTRANSID, send_parent=OLDER)
+        assert isinstance(sent(wire, message, stream, 1), Failed)
+    assert server.is_untouched()
+    assert server.listing() == before
+
+
+@pytest.mark.parametrize("what", DOORS)
+def test_data_into_a_door_of_what_came_before_the_cut_goes_nowhere(server: HostileHost, what: str) -> None:
+    server.prepare()
+    hang_up_amid(server, OLDER, 1, INHERITED[what][0](server.place))
+    before = server.listing()
+    with server.connected() as (wire, inventory):
+        (entry,) = inventory.partials["job"]
+        message = Begin(
+            "job", "evil", OLDER, CTRANSID, offset_bytes=entry.offset_bytes, digest=entry.proofs[-1].digest
+        )
+        assert isinstance(sent(wire, message, write(b"door", EVIL) + END, 1), Failed)
+    assert server.is_untouched()
+    assert server.listing() == before
 
 
 def test_a_name_with_a_newline_is_a_name(server: HostileHost) -> None:
