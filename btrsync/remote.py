@@ -9,6 +9,7 @@ import contextlib
 import os
 import sys
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from btrsync.errors import (
@@ -24,11 +25,7 @@ from btrsync.errors import (
 from btrsync.plan.snapshots import Backup
 from btrsync.protocol import (
     OUR_VERSIONS,
-    Abort,
-    Begin,
     Bye,
-    Committed,
-    End,
     Failed,
     Hello,
     Inventory,
@@ -40,11 +37,13 @@ from btrsync.system import pipes, process, ssh
 from btrsync.wire import ClosedError, Wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from uuid import UUID
 
     from btrsync.config import TargetConfig
-    from btrsync.protocol import BackupEntry, PartialEntry
+    from btrsync.protocol import BackupEntry, Begin, Committed, PartialEntry
+    from btrsync.rate import RateLimit
+    from btrsync.sending import Listener, Order, Sending
 
 Expected = TypeVar("Expected", bound=Message)
 
@@ -64,15 +63,20 @@ class Remote:
         self, name: str, config: TargetConfig, *, run_id: str, software: str, is_look_only: bool
     ) -> None:
         self.name = name
-        self._config = config
+        self.config = config
         self._run_id = run_id
         self._software = software
         self._is_look_only = is_look_only
         self._stack = contextlib.ExitStack()
         self._is_open = False
         self.is_lost = False
+        self.is_greeted = False
+        """Whether it has answered us in this run."""
+        self.sent_bytes = 0
         self.may_hold: set[UUID] = set()
-        """The snapshots sent whole, by announced UUID, that the target has not refused: it may hold them."""
+        """The snapshots of which the target may hold something, by announced UUID."""
+        self.available_bytes: int | None = None
+        self._rate_limit: RateLimit | None = None
         self.backups: dict[str, tuple[Backup, ...]] = {}
         self.partials: dict[str, tuple[PartialEntry, ...]] = {}
 
@@ -93,10 +97,11 @@ class Remote:
             self._wire = stack.enter_context(Wire(read_fd, write_fd, peer=self.name))
             self._stack = stack.pop_all()
         self._is_open = True
+        self.is_lost = False
         return self
 
     def renew(self) -> None:
-        """Start a new connection in place of one that nobody has greeted: its server has given up by now."""
+        """Start a new connection in place of one that is lost, or that was not greeted in time."""
         self._close()
         self.__enter__()
 
@@ -108,7 +113,7 @@ class Remote:
                 self._wire.send(Bye())
                 # ssh takes its time to hang up: it is ended, and to the server the end of the line
                 # between two transfers means the same as Bye. A server of our own ends by itself.
-                if self._config.path is not None:
+                if self.config.path is not None:
                     self._process.wait(timeout_s=EXIT_WAIT_S)
         self._close()
 
@@ -117,7 +122,7 @@ class Remote:
         self._stack.close()
 
     def _argv(self) -> list[str]:
-        config = self._config
+        config = self.config
         if config.path is not None:
             if not config.path.is_dir():
                 # Never made by itself: below a mount point without its disk it would lie on another one.
@@ -150,7 +155,7 @@ class Remote:
         """
         with self._explained():
             # ssh itself needs time to connect and log in before the server can speak.
-            self._wire.greet(OUR_VERSIONS, timeout_s=self._config.connect_timeout_s + 10.0)
+            self._wire.greet(OUR_VERSIONS, timeout_s=self.config.connect_timeout_s + 10.0)
             self._wire.start_heartbeats()
             self._wire.send(self._hello())
             self.peer = self._expect(Hello)
@@ -163,82 +168,69 @@ class Remote:
             self.leftovers_deleted = tuple(message.leftovers_deleted)
             self.backups = {job: tuple(map(_backup, entries)) for job, entries in message.jobs.items()}
             self.partials = {job: tuple(entries) for job, entries in message.partials.items()}
+            self.available_bytes = message.available_bytes
+            self.is_greeted = True
+            # Nothing is under way there, so what it does not name it does not hold.
+            self.may_hold &= self._partial_uuids() | {
+                backup.received_uuid for backups in self.backups.values() for backup in backups
+            }
 
-    def send(
-        self, begin: Begin, send_argv: Sequence[str], *, on_progress: Callable[[int], None]
-    ) -> tuple[Backup, int]:
-        """Send one stream; return the committed backup and the bytes sent.
+    def send(self, order: Order, listener: Listener) -> Committed:
+        """Send one stream and return what came of it; `sent_bytes` counts it.
 
-        send_argv: a `btrfs send` that writes the stream to its standard output. Raises CommandError
-        if it fails, RemoteError if the target refuses or fails, UnreachableError if the target is lost,
-        UncertainError if it was lost when it may have committed already.
+        Raises what `Sending.run` does, and UncertainError if the target was lost when it may have
+        committed already.
         """
+        # Late: most runs send nothing.
+        from btrsync.sending import Sending
+
+        begin = order.begin
+        sending = Sending(self._wire, self.name, self.config, order, self._rate(), listener)
         with self._explained():
-            self._wire.send(begin)
-            self._expect(Ready)
-            size_bytes = self._stream(send_argv, on_progress)
-            self.may_hold.add(begin.uuid)
             try:
-                self._wire.send(End(size_bytes))
-                committed = self._expect(Committed)
+                committed = sending.run()
             except (UnreachableError, ProtocolError) as error:
+                if not sending.has_ended:
+                    raise
                 raise UncertainError(
                     f"{self._explain(error)}; {begin.name} may have been committed there",
                     hint="the next run finds out by itself",
                 ) from error
-            except RemoteError:
-                self.may_hold.discard(begin.uuid)
+            except RemoteError as error:
+                # The other end goes down, or has lost us.
+                self.is_lost = error.retryable
                 raise
-        backup = _backup(committed.backup)
-        self.backups[begin.job] = (*self.backups.get(begin.job, ()), backup)
-        return backup, size_bytes
+            finally:
+                self.sent_bytes += sending.sent_bytes
+                self._note_held(begin, sending)
+        self.backups[begin.job] = (*self.backups.get(begin.job, ()), _backup(committed.backup))
+        return committed
 
-    def _stream(self, send_argv: Sequence[str], on_progress: Callable[[int], None]) -> int:
-        """Pass the whole stream of `btrfs send` to the wire and return its bytes."""
-        size_bytes = 0
-        try:
-            with contextlib.ExitStack() as stack:
-                read_fd, write_fd = os.pipe()
-                stack.callback(os.close, read_fd)
-                pipes.enlarge(write_fd)
-                try:
-                    send = stack.enter_context(process.spawn(send_argv, stdout=write_fd))
-                finally:
-                    os.close(write_fd)
-                while self._wire.wait_input(read_fd):
-                    if not (moved := self._wire.forward(read_fd)):
-                        break
-                    size_bytes += moved
-                    on_progress(size_bytes)
-                    self._raise_failure()
-                else:
-                    self._raise_failure(is_due=True)
-                exit = send.wait()
-                if exit.has_failed:
-                    raise CommandError(exit)
-        except UnreachableError:
-            raise
-        except BaseException as error:
-            # Also when we are interrupted: the server need not wait for silence to clean up.
-            self._abort(error)
-            raise
-        return size_bytes
+    def wait_input(self, fd: int) -> None:
+        """Wait until `fd` can be read. Raises UnreachableError if the target is lost meanwhile."""
+        with self._explained():
+            if not self._wire.wait_input(fd):
+                self._expect(Ready)
 
-    def _raise_failure(self, *, is_due: bool = False) -> None:
-        message = self._wire.pending()
-        if isinstance(message, Failed):
-            raise _remote_error(message)
-        if message is not None or is_due:
-            raise ProtocolError(f"{self.name} sent {type(message).__name__} in the middle of a stream")
+    def _note_held(self, begin: Begin, sending: Sending) -> None:
+        if sending.has_begun:
+            self.may_hold.add(begin.uuid)
+        if sending.kept_bytes == 0 and begin.uuid not in self._partial_uuids():
+            self.may_hold.discard(begin.uuid)
 
-    def _abort(self, error: BaseException) -> None:
-        reason = str(error) or type(error).__name__
-        with contextlib.suppress(UnreachableError):
-            self._wire.send(Abort(reason[:1000]))
-            # The server answers an Abort with Failed, but not a failure of its own with a second one. Whom
-            # a signal stops has nothing more to say here, so need not wait for who may never answer.
-            if isinstance(error, BtrsyncError) and not isinstance(error, RemoteError):
-                self._wire.receive()
+    def _partial_uuids(self) -> set[UUID]:
+        return {partial.uuid for entries in self.partials.values() for partial in entries}
+
+    def _rate(self) -> RateLimit:
+        if self._rate_limit is None:
+            from btrsync.rate import RateLimit
+
+            self._rate_limit = RateLimit(
+                self.config.rate_limit_bytes,
+                self.config.rate_limits,
+                lambda: datetime.now(UTC).astimezone(),
+            )
+        return self._rate_limit
 
     def _hello(self) -> Hello:
         # Late, while ssh connects.
@@ -251,17 +243,17 @@ class Remote:
     def _expect(self, wanted: type[Expected]) -> Expected:
         message = self._wire.receive()
         if isinstance(message, Failed):
-            raise _remote_error(message)
+            raise message.as_error()
         if not isinstance(message, wanted):
             raise ProtocolError(f"{self.name} sent {type(message).__name__} instead of {wanted.__name__}")
         return message
 
     def _wait_for_inventory(self, on_waiting: Callable[[str], None]) -> Inventory:
-        deadline = time.monotonic() + self._config.busy_wait_s
+        deadline = time.monotonic() + self.config.busy_wait_s
         while True:
             message = self._wire.receive()
             if isinstance(message, Failed):
-                raise _remote_error(message)
+                raise message.as_error()
             if isinstance(message, Inventory):
                 return message
             if not isinstance(message, Waiting):
@@ -290,13 +282,7 @@ class Remote:
         if not exit.has_failed:
             error.hint = error.hint or "the forced command there must be `btrsync serve CLIENT`"
             return error
-        return ssh.classify(exit) if self._config.path is None else CommandError(exit)
-
-
-def _remote_error(failed: Failed) -> RemoteError:
-    return RemoteError(
-        failed.message, hint=failed.hint, exit_status=failed.exit_status, retryable=failed.is_retryable
-    )
+        return ssh.classify(exit) if self.config.path is None else CommandError(exit)
 
 
 def _backup(entry: BackupEntry) -> Backup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -10,11 +11,11 @@ from btrsync.plan.snapshots import Snapshot, SourceInventory, source_inventory
 from btrsync.system import btrfs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
-    from btrsync.plan.parent import Common
+    from btrsync.plan.parent import Transfer
     from btrsync.plan.snapshots import Subvolume
+    from btrsync.plan.stream_choice import StreamChoice
 
 
 NO_UUID = UUID(int=0)
@@ -84,12 +85,34 @@ class Source:
             raise StorageError(f"{path} is no longer the snapshot that this run made; it was left alone")
         btrfs.delete_subvolume(path)
 
-    def send_argv(
-        self, snapshot: Snapshot, send_parent: Common | None, clone_sources: Sequence[Common]
+    def send_argv(self, snapshot: Snapshot, plan: Transfer, choice: StreamChoice) -> list[str]:
+        """Return the `btrfs send` of `snapshot`, from the send parent and clone sources of `plan`."""
+        return self._argv(snapshot, plan, choice.stream_version, is_compressed=choice.is_compressed)
+
+    def counting_argv(self, snapshot: Snapshot, plan: Transfer) -> list[str]:
+        """Return the `btrfs send` with sizes in place of data, of which `TotalsCounter` makes the totals."""
+        version = min(2, btrfs.send_protocol())
+        return self._argv(snapshot, plan, version, is_without_data=True)
+
+    def used_bytes(self) -> int:
+        """Return what the filesystem of the subvolume holds: no snapshot has more, but for compression."""
+        found = os.statvfs(self._subvolume)
+        return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+    def _argv(
+        self,
+        snapshot: Snapshot,
+        plan: Transfer,
+        stream_version: int,
+        *,
+        is_compressed: bool = False,
+        is_without_data: bool = False,
     ) -> list[str]:
-        """Return the `btrfs send` of `snapshot`."""
         return btrfs.send_argv(
             self._directory / snapshot.name,
-            send_parent=self._directory / send_parent.snapshot.name if send_parent else None,
-            clone_sources=[self._directory / common.snapshot.name for common in clone_sources],
+            send_parent=self._directory / plan.send_parent.snapshot.name if plan.send_parent else None,
+            clone_sources=[self._directory / common.snapshot.name for common in plan.clone_sources],
+            stream_version=stream_version,
+            is_compressed=is_compressed,
+            is_without_data=is_without_data,
         )

@@ -15,20 +15,18 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from btrsync.connections import Connections
-from btrsync.errors import MACHINE_ERRNOS, BtrsyncError, ConflictError, StorageError, storage_error
-from btrsync.plan.names import new_snapshot_name, printable_name
-from btrsync.plan.parent import Transfer, UpToDate, plan_transfer
-from btrsync.protocol import Begin
+from btrsync.delivery import Delivery
+from btrsync.errors import MACHINE_ERRNOS, BtrsyncError, StorageError, storage_error
+from btrsync.plan.names import new_snapshot_name
 from btrsync.report import ErrorReport, JobOutcome, RunReport
 from btrsync.selection import choose_pairs
 from btrsync.system.lock import Lock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from btrsync.config import ClientConfig, JobConfig
     from btrsync.plan.snapshots import Backup, Snapshot, SourceInventory
-    from btrsync.remote import Remote
     from btrsync.report import Reporter
 
 
@@ -112,7 +110,7 @@ class _JobRun:
         from btrsync.source import Source
 
         self._source = Source(config.subvolume, config.snapshots)
-        self._new: Snapshot | None = None
+        self._made: list[Snapshot] = []
 
     def serve(self, targets: list[str]) -> None:
         began = time.monotonic()
@@ -126,83 +124,45 @@ class _JobRun:
             for target in targets:
                 began = time.monotonic()
                 try:
-                    outcome = self._serve_target(source, target, began)
+                    for outcome in self._delivery(target).outcomes(source):
+                        self._tell(outcome)
                 except (BtrsyncError, OSError) as error:
-                    outcome = _failure(self._job, target, error, time.monotonic() - began)
-                self._tell(outcome)
+                    self._tell(_failure(self._job, target, error, time.monotonic() - began))
         finally:
             self._drop_unwanted()
 
-    def _serve_target(self, source: SourceInventory, target: str, began: float) -> JobOutcome:
-        remote = self._connections.open(target)
-        backups = remote.backups.get(self._job, ())
-        plan = plan_transfer(
-            source, backups,
-            job=self._job, target=target,
-            clone_source_limit=self._config.clone_sources,
-            is_full=self._options.is_full, is_forced=self._options.is_forced,
-        )  # fmt: skip
-        if isinstance(plan, UpToDate):
-            return JobOutcome(
-                job=self._job, target=target, result="nothing_changed",
-                snapshot=printable_name(plan.latest_common.snapshot.name), seconds=time.monotonic() - began,
-            )  # fmt: skip
-        if not isinstance(plan, Transfer):
-            raise ConflictError(plan)
-        send_parent = printable_name(plan.send_parent.snapshot.name) if plan.send_parent else None
-        if self._options.is_dry_run:
-            return JobOutcome(
-                job=self._job, target=target, result="would_send", kind=plan.kind,
-                snapshot=plan.snapshot.name if plan.snapshot else None,
-                send_parent=send_parent, seconds=time.monotonic() - began,
-            )  # fmt: skip
-        snapshot = plan.snapshot or self._new_snapshot(source, backups)
-        how = f"incremental from {send_parent}" if send_parent else "full"
-        self._report.step(self._job, target, f"sending {snapshot.name}, {how}")
-        size_bytes = self._send(remote, plan, snapshot)
-        return JobOutcome(
-            job=self._job, target=target, result="sent", kind=plan.kind, snapshot=snapshot.name,
-            send_parent=send_parent, bytes_sent=size_bytes, seconds=time.monotonic() - began,
+    def _delivery(self, target: str) -> Delivery:
+        return Delivery(
+            self._job, target,
+            config=(self._config, self._connections.config(target)),
+            wishes=self._options, source=self._source, maker=self,
+            connections=self._connections, report=self._report,
         )  # fmt: skip
 
-    def _send(self, remote: Remote, plan: Transfer, snapshot: Snapshot) -> int:
-        begin = Begin(
-            self._job, snapshot.name, snapshot.announced_uuid, snapshot.subvolume.ctransid,
-            send_parent=plan.send_parent.snapshot.announced_uuid if plan.send_parent else None,
-            clone_sources=[common.snapshot.announced_uuid for common in plan.clone_sources],
-        )  # fmt: skip
-        try:
-            _, size_bytes = remote.send(
-                begin,
-                self._source.send_argv(snapshot, plan.send_parent, plan.clone_sources),
-                on_progress=lambda sent: self._report.progress(self._job, remote.name, sent, None),
-            )
-        except BtrsyncError as error:
-            if remote.is_lost:
-                self._connections.lose(remote.name, error)
-            raise
-        except OSError as error:
-            # Whose turn it is to speak on that wire is not known any more.
-            self._connections.lose(remote.name, storage_error(error))
-            raise
-        return size_bytes
+    def new_snapshot(self, source: SourceInventory, backups: Sequence[Backup]) -> Snapshot:
+        """Make the run's one new snapshot, under a name that is free on both sides.
 
-    def _new_snapshot(self, source: SourceInventory, backups: Iterable[Backup]) -> Snapshot:
-        """Make the run's one new snapshot, under a name that is free on both sides."""
-        if self._new is None:
+        source, backups: what is there now. A target that holds the one of this run gets another one.
+        """
+        if not self._made or self._made[-1].announced_uuid in {backup.received_uuid for backup in backups}:
             taken = self._source.names() | {backup.name for backup in backups}
             name = new_snapshot_name(self._config.snapshot_name, self._options.now(), taken)
             self._report.step(self._job, "", f"making snapshot {name}")
-            self._new = self._source.make_snapshot(name, origin=source.subvolume)
-        return self._new
+            self._made.append(self._source.make_snapshot(name, origin=source.subvolume))
+        return self._made[-1]
+
+    def has_made(self, snapshot: Snapshot) -> bool:
+        """Tell whether a snapshot is of this run."""
+        return any(made.subvolume.uuid == snapshot.subvolume.uuid for made in self._made)
 
     def _drop_unwanted(self) -> None:
-        """Delete the new snapshot if no target holds it, nor may hold it: also when a signal stops us."""
-        if self._new is not None and not self._connections.may_hold(self._new.announced_uuid):
-            try:
-                self._source.delete_snapshot(self._new)
-            except BtrsyncError as error:
-                self._report.warning(f"job {self._job}: {error}")
+        """Delete new snapshots of which no target may hold anything: also when a signal stops us."""
+        for made in self._made:
+            if not self._connections.may_hold(made.announced_uuid):
+                try:
+                    self._source.delete_snapshot(made)
+                except BtrsyncError as error:
+                    self._report.warning(f"job {self._job}: {error}")
 
 
 def _failure(job: str, target: str, error: BtrsyncError | OSError, seconds: float) -> JobOutcome:

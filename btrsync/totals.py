@@ -16,7 +16,7 @@ from btrsync.system import pipes, process
 from btrsync.system.priority import LOWEST_NICE, priority_argv
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Self
 
 BLOCK_BYTES = 64 << 10
@@ -25,12 +25,13 @@ DELAY_S = 2.0
 """By then a small change is sent, and to have counted it would have cost more than it told."""
 
 
-def count_totals(argv: Sequence[str]) -> Totals:
+def count_totals(argv: Sequence[str], *, wait: Callable[[int], None] | None = None) -> Totals:
     """Return what the send will do whose `--no-data` form is `argv`; takes as long as that.
 
-    Raises CommandError if it fails, StreamError if what it writes is no stream without data.
+    wait: called with a descriptor before each read, to wait for it and for what else may come; what it
+    raises passes. Raises CommandError if the send fails, StreamError if it writes no stream without data.
     """
-    totals = _count(argv, None)
+    totals = _count(argv, None, wait)
     assert totals is not None, "nobody could stop it"
     return totals
 
@@ -99,7 +100,9 @@ class TotalsBeside:
             self.error = storage_error(error)
 
 
-def _count(argv: Sequence[str], stop_fd: int | None) -> Totals | None:
+def _count(
+    argv: Sequence[str], stop_fd: int | None, await_input: Callable[[int], None] | None = None
+) -> Totals | None:
     """Return the totals of `argv`; None if `stop_fd` became readable before its end."""
     counter = TotalsCounter()
     with ExitStack() as stack:
@@ -116,6 +119,8 @@ def _count(argv: Sequence[str], stop_fd: int | None) -> Totals | None:
         if stop_fd is not None:
             wait.register(stop_fd, select.POLLIN)
         while True:
+            if await_input is not None:
+                await_input(read_fd)
             if any(fd == stop_fd for fd, _ in wait.poll()):
                 # In a thread that blocks all signals, so does the child: this one cannot be blocked.
                 send.kill()

@@ -24,6 +24,7 @@ from btrsync.protocol import (
     AnyMessage,
     Frame,
     FrameType,
+    Progress,
     Versions,
     agree,
     decode,
@@ -221,8 +222,20 @@ class Wire:
             ready = self._poll_two(fd, select.POLLIN, self._heard + self._silence_s)
             if self._read_fd in ready:
                 self._take_in()
+            elif time.monotonic() > self._heard + self._silence_s:
+                # However much there is to read: what is not sent on at once says nothing of the peer.
+                raise self._silent()
             if fd in ready:
                 return True
+
+    def pause(self, seconds: float) -> None:
+        """Let time pass, until a message comes; the peer may not be silent meanwhile."""
+        deadline = time.monotonic() + seconds
+        while not self._inbox and (left_s := deadline - time.monotonic()) > 0:
+            if self._poll(self._read_fd, select.POLLIN, left_s):
+                self._take_in()
+            elif time.monotonic() > self._heard + self._silence_s:
+                raise self._silent()
 
     def _take_in(self) -> None:
         frame = self._read_frame()
@@ -232,7 +245,10 @@ class Wire:
             self._put_aside(frame)
 
     def _put_aside(self, message: AnyMessage) -> None:
-        # In turn, a peer has one message on its way, or a failure beside it.
+        # In turn, a peer has one message on its way, or a failure beside it. Of how far it is only the
+        # last one counts: over a slow line, many come while one frame goes.
+        if isinstance(message, Progress):
+            self._inbox = [other for other in self._inbox if not isinstance(other, Progress)]
         if len(self._inbox) >= INBOX_MESSAGES:
             raise ProtocolError(f"{self.peer} goes on sending and does not listen")
         self._inbox.append(message)
@@ -308,12 +324,12 @@ class Wire:
 
     # --- send streams -------------------------------------------------------------------------
 
-    def forward(self, source_fd: int) -> int:
+    def forward(self, source_fd: int, limit_bytes: int = MAX_DATA_BYTES) -> int:
         """Send what the pipe `source_fd` holds just now as one data frame; return its bytes.
 
-        0 means end of file. Call it when `wait_input(source_fd)` says True.
+        0 means end of file. Call it when `wait_input(source_fd)` says True. limit_bytes: 1 or more.
         """
-        size_bytes = min(pipes.available_bytes(source_fd), MAX_DATA_BYTES)
+        size_bytes = min(pipes.available_bytes(source_fd), limit_bytes, MAX_DATA_BYTES)
         if not size_bytes:
             return 0
         with self._write_lock, self._whole_frame():

@@ -1,0 +1,298 @@
+"""One job at one target: look, decide, send; again while only the link fails; go on where it was cut."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from msgspec.structs import replace
+
+from btrsync.errors import BtrsyncError, ConflictError, RemoteError, UnreachableError, storage_error
+from btrsync.plan.names import printable_name
+from btrsync.plan.parent import Transfer, UpToDate, plan_transfer
+from btrsync.plan.sizes import format_size
+from btrsync.protocol import Begin
+from btrsync.report import JobOutcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from uuid import UUID
+
+    from btrsync.config import JobConfig, TargetConfig
+    from btrsync.connections import Connections
+    from btrsync.plan.parent import Conflict
+    from btrsync.plan.resume import Resumption, ResumptionPlan
+    from btrsync.plan.snapshots import Backup, Snapshot, SourceInventory
+    from btrsync.protocol import PartialEntry
+    from btrsync.remote import Remote
+    from btrsync.report import Reporter, Result
+    from btrsync.source import Source
+    from btrsync.stream.totals import Totals
+
+
+class Wishes(Protocol):
+    """What the run is asked to do: `btrsync.sync.SyncOptions`."""
+
+    @property
+    def is_full(self) -> bool: ...
+    @property
+    def is_dry_run(self) -> bool: ...
+    @property
+    def is_forced(self) -> bool: ...
+    @property
+    def has_largest(self) -> bool: ...
+
+
+class SnapshotMaker(Protocol):
+    """Gives the run's new snapshot of the job to whom it is new; tells whether a snapshot is such a one."""
+
+    def new_snapshot(self, source: SourceInventory, backups: Sequence[Backup]) -> Snapshot: ...
+    def has_made(self, snapshot: Snapshot) -> bool: ...
+
+
+class Delivery:
+    """What one job sends to the target `target` in one run."""
+
+    def __init__(
+        self,
+        job: str,
+        target: str,
+        *,
+        config: tuple[JobConfig, TargetConfig],
+        wishes: Wishes,
+        source: Source,
+        maker: SnapshotMaker,
+        connections: Connections,
+        report: Reporter,
+    ) -> None:
+        self._job = job
+        self._target = target
+        self._job_config, self._target_config = config
+        self._wishes = wishes
+        self._source = source
+        self._maker = maker
+        self._connections = connections
+        self._report = report
+        self._is_full = wishes.is_full
+        self._in_doubt: tuple[Snapshot, JobOutcome] | None = None
+        """What was sent whole before the link broke, and what it would mean if that was committed."""
+        self._has_resumed = False
+
+    def outcomes(self, source: SourceInventory) -> Iterator[JobOutcome]:
+        """Send what the target lacks; yield what came of it, twice if it first ended an earlier run's work.
+
+        source: looked at in this run. Raises BtrsyncError for what failed, OSError for a machine in trouble.
+        """
+        remote = self._connections.open(self._target)
+        yield self._persist(remote, source)
+        if self._has_resumed:
+            # What was sent is as old as the run that was cut: there may be more by now.
+            self._is_full = False
+            more = self._persist(remote, self._source.inventory())
+            if more.result != "nothing_changed":
+                yield more
+
+    def _persist(self, remote: Remote, source: SourceInventory) -> JobOutcome:
+        """Try, and try again while it is the link that fails."""
+        began, sent_bytes, tries = time.monotonic(), remote.sent_bytes, 0
+        self._has_resumed, self._in_doubt = False, None
+        while True:
+            try:
+                outcome = self._attempt(remote, source)
+                return replace(
+                    outcome, bytes_sent=remote.sent_bytes - sent_bytes, seconds=time.monotonic() - began
+                )
+            except OSError as error:
+                # Whose turn it is to speak on that wire is not known any more.
+                self._connections.lose(self._target, storage_error(error))
+                raise
+            except BtrsyncError as error:
+                if not remote.is_lost:
+                    raise
+                self._connections.lose(self._target, error)
+                tries = self._reconnect(error, tries)
+            source = self._source.inventory()
+
+    def _reconnect(self, error: BtrsyncError, tries: int) -> int:
+        """Wait and connect anew, as often as is allowed; return the tries so far, or raise the last error."""
+        config = self._target_config
+        while True:
+            may_pass = error.retryable and isinstance(error, (UnreachableError, RemoteError))
+            if not may_pass or tries >= config.retries:
+                raise error
+            pause_s = config.retry_pause_s * 2**tries
+            tries += 1
+            self._step(f"link lost ({error}), trying again in {pause_s} s ({tries} of {config.retries})")
+            time.sleep(pause_s)
+            try:
+                self._connections.reopen(self._target)
+            except UnreachableError as again:
+                error = again
+            else:
+                return tries
+
+    # --- one try ---------------------------------------------------------------------------------
+
+    def _attempt(self, remote: Remote, source: SourceInventory) -> JobOutcome:
+        backups = remote.backups.get(self._job, ())
+        if self._in_doubt is not None and self._in_doubt[0].announced_uuid in _held(backups):
+            return self._in_doubt[1]
+        resumption, why_not = self._plan_resumption(remote, source, backups)
+        plan = resumption.transfer if resumption else self._plan(source, backups)
+        if isinstance(plan, UpToDate):
+            return self._outcome("nothing_changed", snapshot=_name(plan.latest_common.snapshot))
+        if not isinstance(plan, Transfer):
+            raise ConflictError(plan)
+        detail = "; ".join(f"starts over: {why}" for why in why_not)
+        if self._wishes.is_dry_run:
+            return self._would_send(plan, resumption, detail)
+        snapshot = plan.snapshot or self._maker.new_snapshot(source, backups)
+        plan = replace(plan, snapshot=snapshot)
+        return self._send(remote, plan, snapshot, resumption.partial if resumption else None, detail)
+
+    def _plan(self, source: SourceInventory, backups: Sequence[Backup]) -> Transfer | UpToDate | Conflict:
+        return plan_transfer(
+            source, backups,
+            job=self._job, target=self._target,
+            clone_source_limit=self._job_config.clone_sources,
+            is_full=self._is_full, is_forced=self._wishes.is_forced,
+        )  # fmt: skip
+
+    def _plan_resumption(
+        self, remote: Remote, source: SourceInventory, backups: Sequence[Backup]
+    ) -> ResumptionPlan[PartialEntry] | tuple[None, tuple[str, ...]]:
+        partials = remote.partials.get(self._job, ())
+        if not partials:
+            return None, ()
+        # Late: most runs have nothing to go on with.
+        from btrsync.plan.resume import plan_resumption
+        from btrsync.system import btrfs
+
+        return plan_resumption(
+            source, backups, partials,
+            compressed=self._target_config.compressed, send_protocol=btrfs.send_protocol(),
+            is_full=self._is_full,
+        )  # fmt: skip
+
+    def _would_send(
+        self, plan: Transfer, resumption: Resumption[PartialEntry] | None, detail: str
+    ) -> JobOutcome:
+        outcome = self._outcome("would_send", plan, detail=detail)
+        if plan.snapshot is None:
+            return outcome
+        from btrsync.totals import count_totals
+
+        argv = self._source.counting_argv(plan.snapshot, plan)
+        resumed_bytes = resumption.partial.data_bytes if resumption else 0
+        return self._with_totals(
+            replace(outcome, resumed_from_bytes=resumed_bytes), count_totals(argv), is_written=False
+        )
+
+    def _send(
+        self, remote: Remote, plan: Transfer, snapshot: Snapshot, partial: PartialEntry | None, detail: str
+    ) -> JobOutcome:
+        # Late: most runs send nothing.
+        from btrsync.amount import Amount
+        from btrsync.remote import UncertainError
+        from btrsync.sending import Order
+        from btrsync.system import btrfs
+
+        outcome = self._outcome("sent", plan, detail=detail)
+        told = _Told(self._report, self._job, self._target)
+        with Amount(remote, self._source, plan, snapshot, partial) as amount:
+            order = Order(
+                _begin(self._job, snapshot, plan),
+                lambda choice: self._source.send_argv(snapshot, plan, choice),
+                amount.total_bytes,
+                btrfs.send_protocol(),
+                partial,
+            )
+            self._step(_doing(outcome, partial))
+            try:
+                committed = remote.send(order, told)
+            except UncertainError:
+                self._in_doubt = snapshot, outcome
+                raise
+            totals = amount.totals(is_wanted=self._wishes.has_largest)
+        if partial is not None and not told.starts_over_because:
+            # What this very run began is what it has to send.
+            self._has_resumed = not self._maker.has_made(snapshot)
+            outcome = replace(outcome, resumed_from_bytes=partial.data_bytes)
+        reasons = [detail] if detail else []
+        reasons += [f"starts over: {told.starts_over_because}"] if told.starts_over_because else []
+        outcome = replace(outcome, bytes_written=committed.data_bytes, detail="; ".join(reasons))
+        return self._with_totals(outcome, totals) if totals else outcome
+
+    def _with_totals(self, outcome: JobOutcome, totals: Totals, *, is_written: bool = True) -> JobOutcome:
+        from btrsync.totals import printable_largest
+
+        return replace(
+            outcome,
+            files=totals.files,
+            bytes_written=outcome.bytes_written if is_written else totals.data_bytes,
+            largest=printable_largest(totals) if self._wishes.has_largest else (),
+        )
+
+    def _outcome(
+        self, result: Result, plan: Transfer | None = None, *, snapshot: str | None = None, detail: str = ""
+    ) -> JobOutcome:
+        if plan is None:
+            return JobOutcome(job=self._job, target=self._target, result=result, snapshot=snapshot)
+        return JobOutcome(
+            job=self._job, target=self._target, result=result, kind=plan.kind,
+            snapshot=plan.snapshot.name if plan.snapshot else None,
+            send_parent=_name(plan.send_parent.snapshot) if plan.send_parent else None,
+            detail=detail,
+        )  # fmt: skip
+
+    def _step(self, text: str) -> None:
+        self._report.step(self._job, self._target, text)
+
+
+class _Told:
+    """Hears how one transfer goes, and passes it on."""
+
+    def __init__(self, report: Reporter, job: str, target: str) -> None:
+        self.starts_over_because = ""
+        self._report = report
+        self._job = job
+        self._target = target
+
+    def step(self, text: str) -> None:
+        self._report.step(self._job, self._target, text)
+
+    def warning(self, text: str) -> None:
+        self._report.warning(f"job {self._job}: {text}")
+
+    def progress(self, data_bytes: int, total_bytes: int | None) -> None:
+        self._report.progress(self._job, self._target, data_bytes, total_bytes)
+
+    def starts_over(self, why: str) -> None:
+        self.starts_over_because = why
+        self.step(f"starts over: {why}")
+
+
+def _begin(job: str, snapshot: Snapshot, plan: Transfer) -> Begin:
+    return Begin(
+        job, snapshot.name, snapshot.announced_uuid, snapshot.subvolume.ctransid,
+        send_parent=plan.send_parent.snapshot.announced_uuid if plan.send_parent else None,
+        clone_sources=[common.snapshot.announced_uuid for common in plan.clone_sources],
+    )  # fmt: skip
+
+
+def _doing(outcome: JobOutcome, partial: PartialEntry | None) -> str:
+    how = f"incremental from {outcome.send_parent}" if outcome.send_parent else "full"
+    if partial is None:
+        return f"sending {outcome.snapshot}, {how}"
+    return (
+        f"going on with {outcome.snapshot}, {how}: {format_size(partial.data_bytes)} of it are there,"
+        f" {format_size(partial.offset_bytes)} are read again"
+    )
+
+
+def _held(backups: Sequence[Backup]) -> set[UUID | None]:
+    return {backup.received_uuid for backup in backups}
+
+
+def _name(snapshot: Snapshot) -> str:
+    return printable_name(snapshot.name)
