@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness import wait
@@ -40,7 +41,13 @@ def one_large_file(on: Stage) -> Row:
     """Bytes that do not compress: what costs is moving them."""
     size_bytes = round(sources.LARGE_FILE_BYTES * on.scale)
     fill = functools.partial(sources.noise, size_bytes=size_bytes)
-    return against_raw(on, "one-large-file", on.hosts("large-file", fill, gib=5))
+    both = on.hosts("large-file", fill, gib=5)
+    row = against_raw(on, "one-large-file", both)
+    counted = accounts.Counted(both)
+    gib = counted.sync() / stage.GIB
+    cpu_s = counted.take(both.workstation) + counted.take(both.daisy)
+    stage.forget(both)
+    return replace(row, details={"CPU of btrsync's own processes, s per GiB": [cpu_s / gib]})
 
 
 def against_raw(on: Stage, name: str, both: TwoHosts) -> Row:
@@ -100,7 +107,10 @@ def names_in(directory: Path) -> list[str]:
 
 
 def cpu_per_gib(on: Stage) -> Row:
-    """CPU of the client and of `serve`, without btrfs, ssh and sshd, for each GiB on the wire."""
+    """CPU of the client and of `serve`, without btrfs, ssh and sshd, for each GiB on the wire.
+
+    Of the mixed tree, whose many commands cost more than its bytes; `one-large-file` has its own beside it.
+    """
     both = mixed_hosts(on)
     counted = accounts.Counted(both)
     sides: dict[str, list[float]] = {"client, s per GiB": [], "serve, s per GiB": []}
