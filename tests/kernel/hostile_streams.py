@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from btrsync.stream.commands import ATTRIBUTE_HEADER, COMMAND_HEADER, Attribute, Kind
@@ -31,26 +31,17 @@ TOTAL_BYTES = 1 << 20
 
 
 class Harm(Enum):
-    """What the stock receive lets happen."""
+    """What the stock receive lets happen, in the words of docs/threat-model.md."""
 
-    CANARY = auto()
-    """The canary, on the host's own root, is another."""
-    PLANTED = auto()
-    """A file lies beside it."""
-    SIBLING = auto()
-    """Something appears beside the subvolume, or there is something less in the other client's directory."""
-    LEAK = auto()
-    """The other client's data is in the attacker's backup."""
-    DEVICE = auto()
-    """A block device of the server is written to."""
-    MEMORY = auto()
-    """Receive grows by MEMORY_BYTES."""
-    SECOND = auto()
-    """There is a second subvolume."""
-    ACCEPTED = auto()
-    """It ends with exit status 0 and a backup, as if nothing were wrong."""
-    NONE = auto()
-    """It refuses."""
+    CANARY = "a file of the server is changed"
+    PLANTED = "a file is made on the server"
+    DEVICE = "a disk of the server is written to"
+    LEAK = "another client's data is taken"
+    SECOND = "a second subvolume is made"
+    SIBLING = "something beside the backup is made or renamed"
+    MEMORY = "its memory grows with the stream"
+    ACCEPTED = "taken without a word"
+    NONE = "it fails"
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,3 +346,14 @@ ATTACKS: dict[str, Attack] = {
 
 NEWLINE = whole(make(Kind.MKFILE, b"two\nlines\x1b[31m"))
 """That is no attack: files may be called so."""
+
+
+def table() -> str:
+    """Return all of it as the table of docs/threat-model.md."""
+    rows = [
+        (name, attack.harm.value, attack.confined.value, f"…{attack.refusal}…")
+        for name, attack in ATTACKS.items()
+    ]
+    titles = ("the stream holds", "`btrfs receive`", "`btrfs receive -e -C`", "btrsync says")
+    lines = [titles, ("---",) * len(titles), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -1,6 +1,6 @@
 """Streams that mean ill: what the stock `btrfs receive` does with each, and that `btrsync serve` refuses it.
 
-The table in docs/threat-model.md is compared with what is tried here.
+docs/threat-model.md has a table of it (tests/unit/test_threat_model.py).
 """
 
 from __future__ import annotations

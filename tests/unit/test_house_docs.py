@@ -151,7 +151,7 @@ def declared() -> dict[str, set[str]]:
 
     return {
         "Of btrsync itself": names(project["dependencies"]),
-        "Of the harness and the tests": names(extras["harness"] + extras["test"]),
+        "Of the harness and the tests": names(extras["harness"] + extras["test"] + extras["fuzz"]),
         "Of the checks": names(extras["lint"] + extras["dev"]),
     }
 
