@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from harness import command, containment, tree
 from harness.rehearsal.problems import CannotRehearse, StepFailed
-from harness.scenario import INCOMING_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -119,7 +118,7 @@ class Session:
         stands beside it.
         """
         both = self.both
-        leftovers = [found for found in both.backups(job, target) if found.startswith(INCOMING_PREFIX)]
+        leftovers = [found for found in both.backups(job, target) if found.startswith(".")]
         if leftovers:
             raise StepFailed(f"{job} → {target}: {', '.join(leftovers)} was left behind", self.logs())
         for side, path in (

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.rehearsal.cut_link import cut_link
+from harness.rehearsal.cut_link import cut_link, resume_after_a_cut
 from harness.rehearsal.hostile import hostile_stream_refused
 from harness.rehearsal.problems import StepFailed
 from harness.rehearsal.show import Result, format_bytes
@@ -115,6 +115,7 @@ STEPS = (
     Step("renamed parents", renamed_parents),
     Step("nothing changed", nothing_changed),
     Step("cut link", cut_link, needs_remote=True),
+    Step("resume after a cut", resume_after_a_cut, needs_remote=True),
     Step("wrong key", wrong_key, needs_remote=True),
     Step("hostile stream refused", hostile_stream_refused, needs_remote=True),
 )

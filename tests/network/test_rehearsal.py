@@ -25,6 +25,7 @@ STEPS = [
     "renamed parents",
     "nothing changed",
     "cut link",
+    "resume after a cut",
     "wrong key",
     "hostile stream refused",
 ]

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness import sshd
+from harness.command import Completed
 from harness.rehearsal import cut_link, hostile, performance, steps
 from harness.rehearsal.problems import NotExercised, StepFailed
 from harness.rehearsal.session import Session
 from harness.rehearsal.show import Show
 from harness.rehearsal.steps import STEPS
 from harness.rehearsal.wrong_key import wrong_key
-from harness.scenario import SERVER_ROOT, TwoHosts
+from harness.scenario import SERVER_ROOT, Synced, TwoHosts
 
 if TYPE_CHECKING:
     import uuid
@@ -111,6 +112,25 @@ def test_a_cut_that_is_not_noticed_in_time_fails_and_is_undone(
     with pytest.raises(StepFailed, match=r"still waits 0\.5 s after the cut"):
         cut_link.cut_link(synced)
     assert synced.both.link.carrier() == 1
+
+
+def test_a_server_that_keeps_nothing_of_a_cut_transfer_fails(
+    synced: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = Synced(Completed(("btrsync",), 5, "", ""), {})
+    monkeypatch.setattr(cut_link, "_cut_a_transfer", lambda *_: (1.0, failed))
+    monkeypatch.setattr(cut_link, "_check_failure", lambda *_: None)
+    monkeypatch.setattr(cut_link, "KEPT_S", 0.1)
+    with pytest.raises(StepFailed, match="the server kept nothing of what it had received"):
+        cut_link.cut_link(synced)
+
+
+def test_a_run_that_begins_anew_after_a_cut_fails(synced: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {"data_bytes": 12_000_000, "total_bytes": 24 << 20, "percent": 47, "snapshot": "gone"}
+    monkeypatch.setattr(cut_link, "find_partial", lambda *_: kept)
+    synced.change(["churn"])
+    with pytest.raises(StepFailed, match=r"it began anew: .* resumed from 0 of 12000000 bytes"):
+        cut_link.resume_after_a_cut(synced)
 
 
 def test_a_stranger_who_is_let_in_fails(synced: Session) -> None:
