@@ -30,8 +30,10 @@ import msgspec
 
 from btrsync.errors import StreamError
 from btrsync.stream.commands import ATTRIBUTE_HEADER, COMMAND_HEADER, Attribute, Kind
+from btrsync.stream.doors import DOORS, OPENING, Doors
 
 if TYPE_CHECKING:
+    import hashlib
     from collections.abc import Collection
     from uuid import UUID
 
@@ -40,6 +42,7 @@ MAX_COMMAND_BYTES = 128 << 10
 MAX_DATA_COMMAND_BYTES = 1 << 20
 """`btrfs send` writes at most 48 KiB (version 1) or 144 KiB (version 2) at once."""
 MAX_PATH_BYTES = 4095
+WAITING_HEADERS = 4096
 PASSED_UNSEEN_BYTES = 16 << 10
 """From this size on the data of a write is not read into memory."""
 
@@ -56,12 +59,8 @@ _PATHS: dict[int, tuple[Attribute, ...]] = {
     Kind.CLONE: (Attribute.PATH, Attribute.CLONE_PATH),
 }
 _ONE_PATH: tuple[Attribute, ...] = (Attribute.PATH,)
-_DOORS = frozenset(map(int, (Kind.SYMLINK, Kind.MKNOD, Kind.MKFIFO)))
-_LINKING = _DOORS.union(map(int, (Kind.LINK, Kind.UNLINK, Kind.RENAME)))
-# Receive opens what these name, following it if it is a link; the others take a link for itself
-# (open(), creat(), truncate(), chmod() and not lchown(), lsetxattr(), AT_SYMLINK_NOFOLLOW: cmds/receive.c).
-_OPENING = _DATA_KINDS.union(map(int, (Kind.MKFILE, Kind.TRUNCATE, Kind.CHMOD, Kind.FILEATTR)))
-_OPENING_ONE = _OPENING - {Kind.CLONE}
+_LINKING = DOORS.union(map(int, (Kind.LINK, Kind.UNLINK, Kind.RENAME)))
+_OPENING_ONE = OPENING - {Kind.CLONE}
 _PUNCH_HOLE = 2
 _LE16 = struct.Struct("<H")
 
@@ -121,7 +120,7 @@ class Inspector:
         self._limit_bytes = limit_bytes
         self._carry = b""
         self._last_path: bytes | None = None
-        self._doors = _Doors()
+        self._doors = Doors()
         self._payload_bytes = 0
         self._data_path: bytes | None = None
         self._capability_path: bytes | None = None
@@ -129,7 +128,9 @@ class Inspector:
         self._folded = start.offset_bytes, start.data_bytes
         self._mark = start.offset_bytes, start.data_bytes, 0
         self._headers: list[bytes] = []
-        self._hasher = blake2b(start.digest, digest_size=32)
+        self._hasher: hashlib.blake2b = blake2b(start.digest, digest_size=32)
+        self._ahead: hashlib.blake2b | None = None
+        """With the headers behind the newest safe boundary that have become too many to keep."""
 
     @property
     def safe(self) -> Boundary:
@@ -270,12 +271,21 @@ class Inspector:
     def _fold(self) -> None:
         """Hash the headers up to the newest safe boundary, once a block."""
         offset_bytes, data_bytes, count = self._mark
-        if count:
-            self._hasher.update(b"".join(self._headers[:count]))
+        if offset_bytes != self._folded[0]:
+            self._hasher = self._hashed(self._headers[:count])
+            self._ahead = None
             del self._headers[:count]
             self._mark = offset_bytes, data_bytes, 0
             self._folded = offset_bytes, data_bytes
             self._safe = None
+        if len(self._headers) > WAITING_HEADERS:
+            self._ahead = self._hashed(self._headers)
+            self._headers.clear()
+
+    def _hashed(self, headers: list[bytes]) -> hashlib.blake2b:
+        hasher = self._ahead or self._hasher.copy()
+        hasher.update(b"".join(headers))
+        return hasher
 
     def _count(self, kind: int, found: dict[int, bytes], at: int) -> None:
         if kind == _WRITE:
@@ -328,62 +338,6 @@ class Inspector:
         if door := self._doors.on_the_way(path, kind):
             what = "symbolic link" if self._doors.is_link(door) else "device"
             raise self._error(at, f"the path {_shown(path)} leads through the {what} {_shown(door)}")
-
-
-class _Doors:
-    """The symbolic links, devices and FIFOs that a stream has made, under their present names."""
-
-    def __init__(self) -> None:
-        self.kinds: dict[bytes, int] = {}
-        # Every directory that was ever above one: only such a one's renaming moves them.
-        self._above: set[bytes] = set()
-
-    def is_link(self, path: bytes) -> bool:
-        return self.kinds[path] == Kind.SYMLINK
-
-    def on_the_way(self, path: bytes, kind: int) -> bytes | None:
-        """Return the door that a command leads through, if any; what it only names may be one itself."""
-        cut = path.find(b"/")
-        while cut >= 0:
-            if path[:cut] in self.kinds:
-                return path[:cut]
-            cut = path.find(b"/", cut + 1)
-        is_opened = path in self.kinds and kind in _OPENING
-        return path if is_opened and (kind != Kind.CHMOD or self.is_link(path)) else None
-
-    def follow(self, kind: int, found: dict[int, bytes]) -> None:
-        """Take in a command that makes, names, renames or removes a door, or a directory above one."""
-        path = found[Attribute.PATH]
-        if kind in _DOORS:
-            self._add(path, kind)
-        elif not self.kinds:
-            return
-        elif kind == Kind.LINK and (door := self.kinds.get(found[Attribute.PATH_LINK])):
-            self._add(path, door)
-        elif kind == Kind.UNLINK:
-            self.kinds.pop(path, None)
-        elif kind == Kind.RENAME:
-            self._rename(path, found[Attribute.PATH_TO])
-
-    def _add(self, path: bytes, kind: int) -> None:
-        self.kinds[path] = kind
-        cut = path.rfind(b"/")
-        while cut > 0:
-            self._above.add(path[:cut])
-            cut = path.rfind(b"/", 0, cut)
-
-    def _rename(self, old: bytes, new: bytes) -> None:
-        kind = self.kinds.get(old)
-        if kind is None:
-            self.kinds.pop(new, None)
-        elif new not in self.kinds:
-            del self.kinds[old]
-            self._add(new, kind)
-        # Both are doors: names of one file maybe, and then both stay (man 2 rename).
-        if old in self._above:
-            below = old + b"/"
-            for path in [path for path in self.kinds if path.startswith(below)]:
-                self._add(new + path[len(old) :], self.kinds.pop(path))
 
 
 def _number(found: dict[int, bytes], attribute: Attribute) -> int:

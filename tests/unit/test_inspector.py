@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from btrsync.errors import StreamError
 from btrsync.stream.commands import Attribute, Kind
-from btrsync.stream.inspector import MAX_COMMAND_BYTES, MAX_DATA_COMMAND_BYTES, Boundary, Inspector
+from btrsync.stream.inspector import (
+    MAX_COMMAND_BYTES,
+    MAX_DATA_COMMAND_BYTES,
+    WAITING_HEADERS,
+    Boundary,
+    Inspector,
+)
 
 OWN, PARENT, STRANGER = UUID(int=1), UUID(int=2), UUID(int=3)
 END = struct.pack("<IHI", 0, Kind.END, 0)
@@ -288,6 +294,37 @@ def test_the_newest_safe_boundary_is_told_with_all_that_lies_before_it(where: st
         for start in range(0, len(stream), size_bytes):
             subject.feed(stream[start : start + size_bytes])
         assert subject.safe == expected
+
+
+@pytest.mark.parametrize("where", BOUNDARIES)
+@pytest.mark.parametrize("size_bytes", [1, 64, 1 << 20])
+def test_boundaries_are_the_same_where_they_lie_far_apart(
+    where: str, size_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = b"".join(each for each, _ in BOUNDARIES[where])
+
+    def safe() -> list[Boundary]:
+        subject = inspector()
+        found = []
+        for start in range(0, len(stream), size_bytes):
+            subject.feed(stream[start : start + size_bytes])
+            found.append(subject.safe)
+        return found
+
+    expected = safe()
+    for waiting in (0, 1, 2):
+        monkeypatch.setattr("btrsync.stream.inspector.WAITING_HEADERS", waiting)
+        assert safe() == expected
+
+
+def test_a_stream_without_a_safe_boundary_takes_no_memory_for_it() -> None:
+    subject = inspector()
+    commands = [make(Kind.MKFILE, b"a%d" % number) for number in range(10_000)]
+    for each in commands:
+        subject.feed(each)
+    assert len(subject._headers) <= WAITING_HEADERS
+    subject.feed(utimes(b"a"))
+    assert subject.safe == boundary_behind([*commands, utimes(b"a")])
 
 
 def boundary_behind(commands: list[bytes]) -> Boundary:

@@ -1,0 +1,81 @@
+"""What a stream has made that it must not go through: symbolic links, devices and FIFOs.
+
+`btrfs receive` opens what some commands name, and follows it if it is a link: data into it would reach any
+file of the server, or its disks.
+"""
+
+from __future__ import annotations
+
+from btrsync.stream.commands import Attribute, Kind
+
+# Plain integers, as they stand in a stream.
+DOORS = frozenset(map(int, (Kind.SYMLINK, Kind.MKNOD, Kind.MKFIFO)))
+OPENING = frozenset(
+    map(
+        int,
+        (
+            Kind.MKFILE, Kind.WRITE, Kind.ENCODED_WRITE, Kind.CLONE, Kind.TRUNCATE, Kind.CHMOD,
+            Kind.FALLOCATE, Kind.FILEATTR, Kind.UPDATE_EXTENT,
+        ),
+    )
+)  # fmt: skip
+"""Receive opens what these name, following a link; the others take a link for itself.
+
+open(), creat(), truncate(), chmod(), and not lchown(), lsetxattr(), AT_SYMLINK_NOFOLLOW: cmds/receive.c.
+"""
+
+
+class Doors:
+    """The symbolic links, devices and FIFOs that a stream has made, under their present names."""
+
+    def __init__(self) -> None:
+        self.kinds: dict[bytes, int] = {}
+        # Every directory that was ever above one: only such a one's renaming moves them.
+        self._above: set[bytes] = set()
+
+    def is_link(self, path: bytes) -> bool:
+        return self.kinds[path] == Kind.SYMLINK
+
+    def on_the_way(self, path: bytes, kind: int) -> bytes | None:
+        """Return the door that a command leads through, if any; what it only names may be one itself."""
+        cut = path.find(b"/")
+        while cut >= 0:
+            if path[:cut] in self.kinds:
+                return path[:cut]
+            cut = path.find(b"/", cut + 1)
+        is_opened = path in self.kinds and kind in OPENING
+        return path if is_opened and (kind != Kind.CHMOD or self.is_link(path)) else None
+
+    def follow(self, kind: int, found: dict[int, bytes]) -> None:
+        """Take in a command that makes, names, renames or removes a door, or a directory above one."""
+        path = found[Attribute.PATH]
+        if kind in DOORS:
+            self._add(path, kind)
+        elif not self.kinds:
+            return
+        elif kind == Kind.LINK and (door := self.kinds.get(found[Attribute.PATH_LINK])):
+            self._add(path, door)
+        elif kind == Kind.UNLINK:
+            self.kinds.pop(path, None)
+        elif kind == Kind.RENAME:
+            self._rename(path, found[Attribute.PATH_TO])
+
+    def _add(self, path: bytes, kind: int) -> None:
+        self.kinds[path] = kind
+        cut = path.rfind(b"/")
+        while cut > 0:
+            self._above.add(path[:cut])
+            cut = path.rfind(b"/", 0, cut)
+
+    def _rename(self, old: bytes, new: bytes) -> None:
+        kind = self.kinds.get(old)
+        if kind is None:
+            self.kinds.pop(new, None)
+        elif new not in self.kinds:
+            del self.kinds[old]
+            self._add(new, kind)
+        # Both are doors: names of one file maybe, and then both stay (man 2 rename).
+        if old in self._above:
+            below = old + b"/"
+            for path in [path for path in self.kinds if path.startswith(below)]:
+                self._add(new + path[len(old) :], self.kinds.pop(path))
