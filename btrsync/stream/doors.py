@@ -1,7 +1,9 @@
 """What a stream has made that it must not go through: symbolic links, devices and FIFOs.
 
 `btrfs receive` opens what some commands name, and follows it if it is a link: data into it would reach any
-file of the server, or its disks.
+file of the server, or its disks. That nothing leads out is for the kernel to see to, in receive's mount
+namespace (`btrsync.system.private`); here as many doors are known as memory allows, so that a stream that
+goes through one is refused with the reason.
 """
 
 from __future__ import annotations
@@ -24,6 +26,11 @@ OPENING = frozenset(
 open(), creat(), truncate(), chmod(), and not lchown(), lsetxattr(), AT_SYMLINK_NOFOLLOW: cmds/receive.c.
 """
 
+MAX_BYTES = 24 << 20
+"""Of memory for names; a tree has rarely so many links (100,000), a hostile stream as many as it likes."""
+ENTRY_BYTES = 160
+"""What a name costs besides its own length (measured: 130 to 200)."""
+
 
 class Doors:
     """The symbolic links, devices and FIFOs that a stream has made, under their present names."""
@@ -32,6 +39,7 @@ class Doors:
         self.kinds: dict[bytes, int] = {}
         # Every directory that was ever above one: only such a one's renaming moves them.
         self._above: set[bytes] = set()
+        self.size_bytes = 0
 
     def is_link(self, path: bytes) -> bool:
         return self.kinds[path] == Kind.SYMLINK
@@ -62,10 +70,17 @@ class Doors:
 
     def _add(self, path: bytes, kind: int) -> None:
         self.kinds[path] = kind
+        self.size_bytes += len(path) + ENTRY_BYTES
         cut = path.rfind(b"/")
-        while cut > 0:
+        # What is above one that is known is known too.
+        while cut > 0 and path[:cut] not in self._above:
             self._above.add(path[:cut])
+            self.size_bytes += cut + ENTRY_BYTES
             cut = path.rfind(b"/", 0, cut)
+        if self.size_bytes > MAX_BYTES:
+            self.kinds.clear()
+            self._above.clear()
+            self.size_bytes = 0
 
     def _rename(self, old: bytes, new: bytes) -> None:
         kind = self.kinds.get(old)
@@ -78,4 +93,6 @@ class Doors:
         if old in self._above:
             below = old + b"/"
             for path in [path for path in self.kinds if path.startswith(below)]:
-                self._add(new + path[len(old) :], self.kinds.pop(path))
+                moved = self.kinds.pop(path, None)
+                if moved is not None:
+                    self._add(new + path[len(old) :], moved)

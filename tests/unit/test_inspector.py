@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from btrsync.errors import StreamError
 from btrsync.stream.commands import Attribute, Kind
+from btrsync.stream.doors import MAX_BYTES
 from btrsync.stream.inspector import (
     MAX_COMMAND_BYTES,
     MAX_DATA_COMMAND_BYTES,
@@ -325,6 +326,21 @@ def test_a_stream_without_a_safe_boundary_takes_no_memory_for_it() -> None:
     assert len(subject._headers) <= WAITING_HEADERS
     subject.feed(utimes(b"a"))
     assert subject.safe == boundary_behind([*commands, utimes(b"a")])
+
+
+@pytest.mark.parametrize("depth", [1, 2000])
+def test_links_without_end_take_no_memory_without_end(depth: int) -> None:
+    subject = inspector()
+    most_bytes = 0
+    for number in range(80_000 // depth):
+        subject.feed(
+            symlink(b"d%d/" % number * depth + b"link" if depth == 1 else b"%05d" % number + b"/a" * depth)
+        )
+        doors = subject._doors
+        names = [*doors.kinds, *doors._above] if number % (8000 // depth) == 0 else []
+        assert sum(map(len, names)) <= MAX_BYTES
+        most_bytes = max(most_bytes, doors.size_bytes)
+    assert MAX_BYTES // 2 < most_bytes <= MAX_BYTES
 
 
 def boundary_behind(commands: list[bytes]) -> Boundary:
