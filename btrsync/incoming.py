@@ -18,6 +18,7 @@ from btrsync import partials
 from btrsync.errors import (
     BtrsyncError,
     CommandError,
+    Exit,
     IntegrityError,
     NoSpaceError,
     RefusedError,
@@ -29,12 +30,12 @@ from btrsync.partials import Partial, Record
 from btrsync.stream.head import format_head
 from btrsync.stream.pieces import END_COMMAND, format_resumption
 from btrsync.system import btrfs, files, pipes, process
+from btrsync.system.private import confined_argv, private_view
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from btrsync.errors import Exit
     from btrsync.plan.snapshots import Subvolume
     from btrsync.protocol import Begin, PartialEntry
     from btrsync.stream.head import FirstCommand
@@ -48,7 +49,8 @@ class Incoming:
 
     before: the partials of this very snapshot that are there; goes_on: that one of them which the
     stream continues, None for a stream from its beginning; lock_fd: inherited by `btrfs receive`, so
-    that the lock outlives a killed server for as long as its receive does.
+    that the lock outlives a killed server for as long as its receive does; priority: words before its
+    argv; buffer_bytes: of the pipe into it.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Incoming:
         *,
         before: Sequence[Partial] = (),
         goes_on: Partial | None = None,
+        priority: Sequence[str] = (),
         buffer_bytes: int = pipes.PIPE_SIZE_BYTES,
     ) -> None:
         self.begin = begin
@@ -68,6 +71,7 @@ class Incoming:
         self._before = tuple(before)
         self._own: Partial | None = None
         self._buffer_bytes = buffer_bytes
+        self._priority = tuple(priority)
         self._piece: _Piece | None = None
         self._stack = contextlib.ExitStack()
 
@@ -203,7 +207,10 @@ class Incoming:
     def _start_piece(self, format_start: Callable[[bytes], bytes]) -> None:
         staging = f"{INCOMING_PREFIX}{os.urandom(8).hex()}"
         with storage_errors(self._directory):
-            self._piece = _Piece(self._directory, staging, self._lock_fd, self._buffer_bytes)
+            self._piece = _Piece(
+                self._directory, staging, self._lock_fd,
+                priority=self._priority, buffer_bytes=self._buffer_bytes,
+            )  # fmt: skip
         self.give(format_start(staging.encode()))
 
     def give(self, block: bytes | memoryview) -> None:
@@ -278,18 +285,22 @@ class Incoming:
 class _Piece:
     """One `btrfs receive` into `staging`; closing it ends that and deletes what has that name still."""
 
-    def __init__(self, directory: Path, staging: str, lock_fd: int, buffer_bytes: int) -> None:
+    def __init__(
+        self, directory: Path, staging: str, lock_fd: int, *, priority: Sequence[str], buffer_bytes: int
+    ) -> None:
         self.staging = staging
         self._path = directory / staging
         with contextlib.ExitStack() as stack:
             stack.callback(self._delete)
+            view = stack.enter_context(private_view(directory))
+            argv = [*priority, *confined_argv(), *btrfs.receive_argv(view)]
             read_fd, self.write_fd = os.pipe()
             pipes.enlarge(self.write_fd, buffer_bytes)
             self._input = stack.enter_context(contextlib.ExitStack())
             self._input.callback(os.close, self.write_fd)
             try:
                 self._receive = stack.enter_context(
-                    process.spawn(btrfs.receive_argv(directory), stdin=read_fd, pass_fds=(lock_fd,))
+                    process.spawn(argv, stdin=read_fd, pass_fds=(lock_fd,), umask=0o077)
                 )
             finally:
                 os.close(read_fd)
@@ -298,7 +309,8 @@ class _Piece:
     def end(self) -> Exit:
         """Close receive's input and wait for its end."""
         self._input.close()
-        return self._receive.wait()
+        exit = self._receive.wait()
+        return Exit(exit.argv, exit.returncode, exit.stderr, "btrfs receive")
 
     def close(self) -> None:
         self._stack.close()

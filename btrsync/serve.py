@@ -37,6 +37,7 @@ from btrsync.protocol import (
 )
 from btrsync.room import Room
 from btrsync.system import btrfs
+from btrsync.system.priority import priority_argv
 from btrsync.system.signals import stop_signals_deferred
 from btrsync.target import Target, backup_entry, open_target
 from btrsync.turn import first_session, further_session
@@ -181,7 +182,10 @@ class _Connection:
     def _receive(
         self, target: Target, room: Room, begin: Begin, lock_fd: int, config: ServerConfig
     ) -> Committed:
-        with target.incoming(begin, lock_fd=lock_fd, buffer_bytes=config.buffer_bytes) as incoming:
+        priority = priority_argv(config.nice, config.io_class)
+        with target.incoming(
+            begin, lock_fd=lock_fd, priority=priority, buffer_bytes=config.buffer_bytes
+        ) as incoming:
             done_bytes = incoming.goes_on.entry.data_bytes if incoming.goes_on else 0
             warning = room.check(begin, done_bytes=done_bytes)
             self._wire.send(Ready(btrfs.progs_version(), warning))

@@ -39,7 +39,8 @@ USUAL_DIRECTORIES: Final = (
     "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin",
 )  # fmt: skip
 PACKAGES: Final = {
-    "btrfs": "btrfs-progs", "ionice": "util-linux", "ssh": "openssh-client", "ssh-keygen": "openssh-client",
+    "btrfs": "btrfs-progs", "ssh": "openssh-client", "ssh-keygen": "openssh-client",
+    "ionice": "util-linux", "prlimit": "util-linux", "setpriv": "util-linux",
 }  # fmt: skip
 """Debian's package for each program that this project starts."""
 
@@ -182,16 +183,18 @@ def spawn(
     stdout: int = DEVNULL,
     env: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
+    umask: int = -1,
 ) -> Iterator[Process]:
     """A running program; leaving the context terminates it, waits 5 s, kills it, and reaps it.
 
     stdin, stdout: a file descriptor, or DEVNULL; the caller keeps and closes its own copy.
-    env: added to the built environment; pass_fds: descriptors that keep their numbers in the child.
+    env: added to the built environment; pass_fds: descriptors that keep their numbers in the child;
+    umask: the child's, ours if negative.
     No status is judged here: `wait` returns it. Raises CommandNotFoundError.
     """
     if subprocess.PIPE in (stdin, stdout):
         raise ValueError("give one end of os.pipe(): the other end is then the caller's to close")
-    with _running(argv, stdin=stdin, stdout=stdout, env=env, pass_fds=pass_fds) as (process, _):
+    with _running(argv, stdin=stdin, stdout=stdout, env=env, pass_fds=pass_fds, umask=umask) as (process, _):
         yield process
 
 
@@ -203,6 +206,7 @@ def _running(
     stdout: int,
     env: Mapping[str, str] | None,
     pass_fds: Sequence[int],
+    umask: int = -1,
 ) -> Iterator[tuple[Process, subprocess.Popen[bytes]]]:
     words = tuple(os.fspath(word) for word in argv)
     _debug("+ %s", shlex.join(words))
@@ -214,6 +218,7 @@ def _running(
             env=_environment(env),
             pass_fds=pass_fds,
             start_new_session=True,
+            umask=umask,
         )  # fmt: skip
     except OSError as error:
         os.close(stderr_fd)
