@@ -81,8 +81,10 @@ def test_a_whole_rehearsal_holds_and_says_so(directory: Path) -> None:
     assert all(step["ok"] and step["seconds"] > 0 and step["detail"] for step in report["steps"])
     sent = {step["name"]: step["bytes_sent"] for step in report["steps"]}
     assert sent["first full sync"] > sent["incremental sync"] > 0
-    assert sent["cut link"] > 20_000_000
-    assert sent["nothing changed"] == sent["wrong key"] == 0
+    halves = sent["cut link"], sent["resume after a cut"]
+    assert all(8_000_000 < half < 20_000_000 for half in halves)
+    assert sum(halves) > 20_000_000
+    assert sent["nothing changed"] == sent["wrong key"] == sent["hostile stream refused"] == 0
     assert report["kernel"] == os.uname().release
     assert report["btrfs_progs"][0].isdigit() and report["openssh"][0].isdigit()
     assert said.stdout.count("\n") == 1, "the words went to standard error"
