@@ -76,7 +76,8 @@ class Delivery:
         self._is_full = wishes.is_full
         self._in_doubt: tuple[Snapshot, JobOutcome] | None = None
         """What was sent whole before the link broke, and what it would mean if that was committed."""
-        self._has_resumed = False
+        self._found_bytes: int | None = None
+        """How much was there of what is sent, from an earlier run; None before anything is sent."""
 
     def outcomes(self, source: SourceInventory) -> Iterator[JobOutcome]:
         """Send what the target lacks; yield what came of it, twice if it first ended an earlier run's work.
@@ -85,7 +86,7 @@ class Delivery:
         """
         remote = self._connections.open(self._target)
         yield self._persist(remote, source)
-        if self._has_resumed:
+        if self._found_bytes:
             # What was sent is as old as the run that was cut: there may be more by now.
             self._is_full = False
             more = self._persist(remote, self._source.inventory())
@@ -95,10 +96,12 @@ class Delivery:
     def _persist(self, remote: Remote, source: SourceInventory) -> JobOutcome:
         """Try, and try again while it is the link that fails."""
         began, sent_bytes, tries = time.monotonic(), remote.sent_bytes, 0
-        self._has_resumed, self._in_doubt = False, None
+        self._found_bytes, self._in_doubt = None, None
         while True:
             try:
                 outcome = self._attempt(remote, source)
+                if tries:
+                    outcome = replace(outcome, detail=_joined(outcome.detail, _tried_again(tries)))
                 return replace(
                     outcome, bytes_sent=remote.sent_bytes - sent_bytes, seconds=time.monotonic() - began
                 )
@@ -143,7 +146,7 @@ class Delivery:
             return self._outcome("nothing_changed", snapshot=_name(plan.latest_common.snapshot))
         if not isinstance(plan, Transfer):
             raise ConflictError(plan)
-        detail = "; ".join(f"starts over: {why}" for why in why_not)
+        detail = _joined(*(f"starts over: {why}" for why in why_not))
         if self._wishes.is_dry_run:
             return self._would_send(plan, resumption, detail)
         snapshot = plan.snapshot or self._maker.new_snapshot(source, backups)
@@ -208,19 +211,23 @@ class Delivery:
                 partial,
             )
             self._step(_doing(outcome, partial))
+            if self._found_bytes is None:
+                self._found_bytes = partial.data_bytes if partial else 0
             try:
                 committed = remote.send(order, told)
             except UncertainError:
                 self._in_doubt = snapshot, outcome
                 raise
+            finally:
+                if told.reason:
+                    self._found_bytes = 0
             totals = amount.totals(is_wanted=self._wishes.has_largest)
-        if partial is not None and not told.starts_over_because:
-            # What this very run began is what it has to send.
-            self._has_resumed = not self._maker.has_made(snapshot)
-            outcome = replace(outcome, resumed_from_bytes=partial.data_bytes)
-        reasons = [detail] if detail else []
-        reasons += [f"starts over: {told.starts_over_because}"] if told.starts_over_because else []
-        outcome = replace(outcome, bytes_written=committed.data_bytes, detail="; ".join(reasons))
+        outcome = replace(
+            outcome,
+            bytes_written=committed.data_bytes,
+            resumed_from_bytes=self._found_bytes or 0,
+            detail=_joined(detail, told.reason),
+        )
         return self._with_totals(outcome, totals) if totals else outcome
 
     def _with_totals(self, outcome: JobOutcome, totals: Totals, *, is_written: bool = True) -> JobOutcome:
@@ -253,7 +260,7 @@ class _Told:
     """Hears how one transfer goes, and passes it on."""
 
     def __init__(self, report: Reporter, job: str, target: str) -> None:
-        self.starts_over_because = ""
+        self.reason = ""
         self._report = report
         self._job = job
         self._target = target
@@ -268,8 +275,8 @@ class _Told:
         self._report.progress(self._job, self._target, data_bytes, total_bytes)
 
     def starts_over(self, why: str) -> None:
-        self.starts_over_because = why
-        self.step(f"starts over: {why}")
+        self.reason = f"starts over: {why}"
+        self.step(self.reason)
 
 
 def _begin(job: str, snapshot: Snapshot, plan: Transfer) -> Begin:
@@ -288,6 +295,14 @@ def _doing(outcome: JobOutcome, partial: PartialEntry | None) -> str:
         f"going on with {outcome.snapshot}, {how}: {format_size(partial.data_bytes)} of it are there,"
         f" {format_size(partial.offset_bytes)} are read again"
     )
+
+
+def _joined(*clauses: str) -> str:
+    return "; ".join(clause for clause in clauses if clause)
+
+
+def _tried_again(times: int) -> str:
+    return f"the link was lost, tried again {'once' if times == 1 else f'{times} times'}"
 
 
 def _held(backups: Sequence[Backup]) -> set[UUID | None]:

@@ -12,7 +12,7 @@ import pytest
 
 from btrsync import protocol
 from btrsync.errors import ProtocolError, UnreachableError
-from btrsync.protocol import FRAME_HEADER, Bye, FrameType, Hello, Versions, Waiting, format_banner
+from btrsync.protocol import FRAME_HEADER, Bye, FrameType, Hello, Progress, Versions, Waiting, format_banner
 from btrsync.wire import ClosedError, Data, NoBannerError, StopAskedError, Wire
 
 if TYPE_CHECKING:
@@ -298,3 +298,51 @@ def test_after_a_frame_was_given_up_half_way_nothing_more_is_sent() -> None:
             ends.wire.send(Bye())
     os.close(source_read)
     os.close(source_write)
+
+
+def test_of_many_words_on_how_far_a_slow_transfer_is_the_last_one_is_kept() -> None:
+    source_read, source_write = os.pipe()
+    os.write(source_write, b"x" * 60_000)
+    with wired() as ends:
+        assert ends.wire.forward(source_read) == 60_000
+        os.write(source_write, b"x" * 60_000)
+        # The pipe is full: while the second frame waits for room, word comes once a second.
+        for second in range(100):
+            ends.say(protocol.encode(Progress(0, second)))
+        reader = threading.Timer(0.2, lambda: [os.read(ends.peer_read_fd, 1 << 16) for _ in range(2)])
+        reader.start()
+        assert ends.wire.forward(source_read, 50_000) == 50_000
+        reader.join()
+        assert ends.wire.pending() == Progress(0, 99)
+        assert ends.wire.pending() is None
+    os.close(source_read)
+    os.close(source_write)
+
+
+def test_a_source_that_always_has_more_does_not_hide_that_the_peer_is_silent() -> None:
+    with wired(silence_s=0.3) as ends, open("/dev/zero", "rb", buffering=0) as source:
+
+        def read_all() -> None:
+            while ends.wire.wait_input(source.fileno()):
+                source.read(1000)
+
+        began = time.monotonic()
+        with pytest.raises(UnreachableError, match="has been silent"):
+            read_all()
+        assert 0.25 < time.monotonic() - began < 5
+
+
+def test_a_pause_ends_in_time_or_with_a_message_and_minds_silence_and_heartbeats() -> None:
+    with wired(silence_s=0.4) as ends:
+        began = time.monotonic()
+        ends.wire.pause(0.1)
+        assert 0.1 <= time.monotonic() - began < 0.4
+        ends.say(FRAME_HEADER.pack(FrameType.HEARTBEAT, 0))
+        ends.wire.pause(0.35)
+        ends.say(protocol.encode(Waiting("somebody")))
+        ends.wire.pause(60)
+        assert ends.wire.pending() == Waiting("somebody")
+        began = time.monotonic()
+        with pytest.raises(UnreachableError, match="has been silent"):
+            ends.wire.pause(60)
+        assert time.monotonic() - began < 5
