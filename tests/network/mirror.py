@@ -8,7 +8,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from harness import faults, sshd, tree, wait
-from harness.scenario import INCOMING_PREFIX, Synced, TwoHosts
+from harness.scenario import INCOMING_PREFIX, Synced, Target, TwoHosts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,11 +20,16 @@ BULK_BYTES = 12_000_000
 """At the slow rate twelve seconds: whatever is done within the first three comes in the middle."""
 MOVED_BYTES = 400_000
 GATE = "/run/gate"
+ONCE = Target(settings={"retries": 0})
 
 
 @contextlib.contextmanager
 def small(**changes: Any) -> Iterator[TwoHosts]:
-    """Two hosts with one small disk each, and a tiny tree of every kind of node to be mirrored."""
+    """Two hosts with one small disk each, and a tiny tree of every kind of node to be mirrored.
+
+    Unless told otherwise, a run whose link fails does not try again: then its failure is what is seen.
+    """
+    changes.setdefault("targets", (ONCE,))
     with TwoHosts(members=1, **changes) as both:
         for job in both.jobs:
             plant(both, job)
@@ -55,6 +60,21 @@ def visible_backups(both: TwoHosts, job: str = "share", target: str = "daisy") -
     """Return the backups by name, none of them hidden; any hidden name is a failure."""
     names = both.backups(job, target)
     assert not [name for name in names if name.startswith(".")], names
+    return names
+
+
+def partials(both: TwoHosts, job: str = "share", target: str = "daisy") -> list[str]:
+    """Return the partials by name, each with its record beside it; nothing else is hidden there."""
+    hidden = [name for name in both.backups(job, target) if name.startswith(".")]
+    found = [name for name in hidden if name.startswith(".partial-") and not name.endswith(".json")]
+    assert hidden == sorted([*found, *(f"{name}.json" for name in found)]), hidden
+    return found
+
+
+def committed(both: TwoHosts, job: str = "share", target: str = "daisy") -> list[str]:
+    """Return the backups by name, where a partial may lie beside them and nothing else."""
+    names = [name for name in both.backups(job, target) if not name.startswith(".")]
+    partials(both, job, target)
     return names
 
 

@@ -25,6 +25,8 @@ VICTIMS = {
     "btrfs receive": ("daisy", 6, "btrfs receive"),
 }
 """Who is killed: where that runs, the status of the run then, and words of its sentence."""
+GOES_ON = ("btrfs send", "ssh", "sshd: root@notty")
+"""After whose death the next run goes on where that one was cut."""
 
 
 @pytest.fixture(scope="module")
@@ -56,36 +58,42 @@ def test_a_process_killed_in_the_middle_is_named_and_the_next_run_makes_the_mirr
         synced = mirror.finished(process)
     assert synced.returncode == status, (victim, synced)
     assert said in mirror.words(synced)
-    assert both.snapshots() == before, "the new snapshot is gone: nobody can hold it"
     mirror.nobody_is_left(both)
-    if program != "btrsync serve":
-        # A killed server cannot clean up: what it left is swept by the next run.
+    if program == "btrfs receive":
+        assert both.snapshots() == before, "the new snapshot is gone: nobody can hold it"
         assert mirror.visible_backups(both) == before
+    elif program != "btrsync serve":
+        # A killed server keeps nothing but its checkpoints: what it left is swept by the next run.
+        assert mirror.committed(both) == before
+        assert len(mirror.partials(both)) == 1
     again = both.sync()
     name = mirror.assert_mirrored(both, again)
     assert again.outcome()["send_parent"] == before[-1]
+    assert (again.outcome()["resumed_from_bytes"] > 0) == (program in GOES_ON)
     assert both.backups() == both.snapshots() == [*before, name]
 
 
-def test_a_client_killed_in_the_middle_leaves_nothing_at_the_server(both: TwoHosts) -> None:
+def test_a_client_killed_in_the_middle_leaves_a_partial_and_the_next_run_goes_on(both: TwoHosts) -> None:
     before = begin(both)
     with mirror.moving(both) as process:
         faults.kill(both.workstation, "btrsync sync")
         both.link.normal()
         assert process.wait(10) == -signal.SIGKILL
     mirror.nobody_is_left(both)
-    assert mirror.visible_backups(both) == before
-    # The snapshot that the killed run made was never sent: the next run sends it, and makes no other.
+    assert mirror.committed(both) == before
+    assert len(mirror.partials(both)) == 1
+    # The snapshot that the killed run made was not sent whole: the next run does that, and makes no other.
     (*_, orphan) = both.snapshots()
     assert orphan not in before
     again = both.sync()
     assert mirror.assert_mirrored(both, again) == orphan
     assert again.outcome()["send_parent"] == before[-1]
+    assert again.outcome()["resumed_from_bytes"] > 0
     assert both.backups() == both.snapshots() == [*before, orphan]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_a_run_at_once_and_takes_its_snapshot_along(both: TwoHosts, number: int) -> None:
+def test_a_signal_ends_a_run_at_once_and_the_next_one_goes_on(both: TwoHosts, number: int) -> None:
     before = begin(both)
     with mirror.moving(both) as process:
         faults.kill(both.workstation, "btrsync sync", number)
@@ -93,10 +101,12 @@ def test_a_signal_ends_a_run_at_once_and_takes_its_snapshot_along(both: TwoHosts
         said = process.stderr
         both.link.normal()
     assert said == f"btrsync: stopped by {signal.Signals(number).name}\n"
-    assert both.snapshots() == before
     mirror.nobody_is_left(both)
-    assert mirror.visible_backups(both) == before
-    name = mirror.assert_mirrored(both, both.sync())
+    assert mirror.committed(both) == before
+    assert len(mirror.partials(both)) == 1
+    again = both.sync()
+    name = mirror.assert_mirrored(both, again)
+    assert again.outcome()["resumed_from_bytes"] > 0
     assert both.backups() == both.snapshots() == [*before, name]
 
 
@@ -112,8 +122,9 @@ def test_a_signal_ends_a_run_though_neither_its_send_nor_its_server_stirs(both: 
                 # 5 s is what a process gets that does not end when it is told to.
                 assert process.wait(12) == 128 + signal.SIGTERM
     mirror.nobody_is_left(both)
-    assert both.snapshots() == mirror.visible_backups(both) == before
-    mirror.assert_mirrored(both, both.sync())
+    assert mirror.committed(both) == before
+    name = mirror.assert_mirrored(both, both.sync())
+    assert both.backups() == both.snapshots() == [*before, name]
 
 
 @pytest.mark.parametrize(
