@@ -182,7 +182,7 @@ def test_another_clients_backup_is_no_send_parent_and_no_clone_source(busy: Host
 OLDER = UUID(int=0xC)
 DOORS = [
     "a symbolic link",
-    pytest.param("a device", marks=pytest.mark.xfail(reason="receive has no mount of its own, nodev, yet")),
+    "a device",
 ]
 
 
