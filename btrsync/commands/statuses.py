@@ -31,7 +31,9 @@ EXIT_STATUSES = (
         "A filesystem, subvolume or device is not what it must be, or has no room.",
         ("StorageError", "NoSpaceError"),
     ),
-    ExitStatus("9", "The bytes that arrived are wrong.", ("IntegrityError", "StreamError")),
+    ExitStatus(
+        "9", "The bytes that arrived are wrong.", ("IntegrityError", "StreamError", "PrefixMismatchError")
+    ),
     ExitStatus(
         "10",
         "Well formed but not allowed, or the other end speaks otherwise.",
