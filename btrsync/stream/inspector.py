@@ -64,6 +64,31 @@ _OPENING_ONE = OPENING - {Kind.CLONE}
 _PUNCH_HOLE = 2
 _LE16 = struct.Struct("<H")
 
+# What the kernel's send writes behind the path, by kind: attributes of fixed size. A command of just that
+# shape is read at once; any other attribute by attribute.
+_PATH = int(Attribute.PATH)
+_DATA = int(Attribute.DATA)
+_TIMES = ((Attribute.ATIME, 12), (Attribute.MTIME, 12), (Attribute.CTIME, 12))
+_LAYOUTS: tuple[tuple[Kind, tuple[tuple[Attribute, int], ...]], ...] = (
+    (Kind.MKFILE, ((Attribute.INO, 8),)),
+    (Kind.MKDIR, ((Attribute.INO, 8),)),
+    (Kind.TRUNCATE, ((Attribute.SIZE, 8),)),
+    (Kind.CHMOD, ((Attribute.MODE, 8),)),
+    (Kind.CHOWN, ((Attribute.UID, 8), (Attribute.GID, 8))),
+    (Kind.UTIMES, _TIMES),
+    (Kind.UTIMES, (*_TIMES, (Attribute.OTIME, 12))),
+)
+_SHAPES = {
+    (kind, sum(4 + size for _, size in layout)): (
+        struct.Struct("<" + "".join(f"HH{size}x" for _, size in layout)).unpack_from,
+        tuple(int(value) for each in layout for value in each),
+    )
+    for kind, layout in _LAYOUTS
+}
+_ATTRIBUTE = ATTRIBUTE_HEADER.unpack_from
+_WRITE_SHAPE = struct.Struct("<HH8xHH")
+_WRITE_V2 = (int(Attribute.FILE_OFFSET), 8, int(Attribute.DATA))
+
 
 class Boundary(msgspec.Struct, frozen=True):
     """A place between two commands, and what the stream has written up to it.
@@ -197,11 +222,37 @@ class Inspector:
         return True
 
     def _check_command(self, kind: int, data: bytes, at: int, end: int) -> None:
-        found = self._attributes(data, at, end, end)
+        found = self._shaped(kind, data, at, end) or self._attributes(data, at, end, end)
         if found is None:
             raise self._error(at, f"an attribute of its {Kind(kind).name} is cut short")
         self._check_attributes(kind, found, at)
         self._follow(kind, found, data, at, end)
+
+    def _shaped(self, kind: int, data: bytes, at: int, end: int) -> dict[int, bytes] | None:
+        """Return the path of a command that is laid out just as the kernel does; None if it is not."""
+        if end - at < 14:
+            return None
+        first, path_bytes = _ATTRIBUTE(data, at + 10)
+        behind = at + 14 + path_bytes
+        if first != _PATH or behind > end:
+            return None
+        if kind == _WRITE:
+            if behind + 16 > end:
+                return None
+            attribute, length, last, data_bytes = _WRITE_SHAPE.unpack_from(data, behind)
+            if (attribute, length, last) != _WRITE_V2:
+                return None
+            if self._version >= 2:
+                self._payload_bytes = end - behind - 14
+            elif behind + 16 + data_bytes == end:
+                self._payload_bytes = data_bytes
+            else:
+                return None
+        else:
+            shape = _SHAPES.get((kind, end - behind))
+            if shape is None or shape[0](data, behind) != shape[1]:
+                return None
+        return {_PATH: data[at + 14 : behind]}
 
     def _attributes(self, data: bytes, at: int, available: int, end: int) -> dict[int, bytes] | None:
         """Return a command's attributes but for its DATA; None if one is not whole before `available`.
