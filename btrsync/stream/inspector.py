@@ -34,7 +34,7 @@ from btrsync.stream.doors import DOORS, OPENING, Doors
 
 if TYPE_CHECKING:
     import hashlib
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
     from uuid import UUID
 
 MAX_COMMAND_BYTES = 128 << 10
@@ -78,7 +78,7 @@ _LAYOUTS: tuple[tuple[Kind, tuple[tuple[Attribute, int], ...]], ...] = (
     (Kind.UTIMES, _TIMES),
     (Kind.UTIMES, (*_TIMES, (Attribute.OTIME, 12))),
 )
-_SHAPES = {
+_SHAPES: dict[tuple[int, int], tuple[Callable[[bytes, int], tuple[int, ...]], tuple[int, ...]]] = {
     (kind, sum(4 + size for _, size in layout)): (
         struct.Struct("<" + "".join(f"HH{size}x" for _, size in layout)).unpack_from,
         tuple(int(value) for each in layout for value in each),
