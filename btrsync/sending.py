@@ -35,6 +35,7 @@ from btrsync.protocol import (
 )
 from btrsync.system import pipes, process
 from btrsync.system.priority import priority_argv
+from btrsync.wire import ClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -224,7 +225,12 @@ class Sending:
         self._wire.send(Stream(choice.stream_version, choice.is_compressed))
         self.has_begun = True
         self._stream_version = choice.stream_version
-        self._forward(read_fd)
+        try:
+            self._forward(read_fd)
+        except ClosedError:
+            # It may have said why before it hung up.
+            self._heed()
+            raise
         self._check_exit(send)
         self._is_awaited, self.has_ended = False, True
         self._wire.send(End(self.sent_bytes))
