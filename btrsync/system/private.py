@@ -10,7 +10,9 @@ Host commands used: `prlimit`, `setpriv`.
 from __future__ import annotations
 
 import os
+import threading
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from btrsync.errors import StorageError
@@ -18,7 +20,6 @@ from btrsync.system.mounts import mount_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 # <linux/mount.h>, <linux/sched.h>
 CLONE_NEWNS: Final = 0x20000
@@ -43,19 +44,21 @@ CAPABILITIES: Final = (
     "fsetid",  # set-group-ID on files of other groups
     "linux_immutable",  # what newer versions do with FILEATTR
     "mac_admin",  # security.selinux labels that this machine's policy does not know, security.SMACK64
+    "mac_override",  # what has such a label is written to afterwards
     "mknod",
     "setfcap",  # security.capability
-    "sys_admin",  # receive's ioctls, trusted.* attributes
+    "sys_admin",  # receive's ioctls, trusted.* and security.ima attributes
     "sys_chroot",
-    "sys_resource",  # reserved space
+    "sys_resource",  # where the administrator lifts btrfs' quotas for root (quota_override)
 )
 """What receive keeps of root's rights; a capability too few would lose what a rare inode holds."""
 MAX_MEMORY_BYTES: Final = 1 << 30
 """Of address space: many times what decompression takes (measured: 30 MB)."""
 MAX_FILES: Final = 256
 
-VIEW_NAME: Final = ".view"
-"""Where the root filesystem is mounted for us, in the client's directory, if that holds the backups."""
+VIEW: Final = Path("/proc/fs")
+"""Where the private mount is. The directory is there on every Linux, so none is made anywhere, and nothing
+that serve looks at is below it: our own paths go on leading to where the administrator has mounted it."""
 
 _is_entered = False
 
@@ -66,24 +69,21 @@ def private_view(directory: Path) -> Iterator[Path]:
 
     Our process gets a mount namespace of its own the first time; what is unmounted outside is unmounted in
     it too. The mount has the same root as the one that holds `directory`: receive looks for parents from
-    there (do_receive(), cmds/receive.c). Raises StorageError if it cannot be had: then nothing may be
-    received. Source: unshare(2), mount(2), mount_namespaces(7).
+    there (do_receive(), cmds/receive.c). One view at a time, and in the main thread. Raises OSError, or
+    StorageError if it cannot be had: then nothing may be received. Source: unshare(2), mount(2),
+    mount_namespaces(7).
     """
     _enter()
     directory = directory.resolve()
     origin = mount_of(directory).mount_point
-    if origin == origin.parent:
-        # Whoever is below "/" does not see what is mounted over it.
-        point = directory.parent / VIEW_NAME
-        point.mkdir(mode=0o700, exist_ok=True)
-    else:
-        point = origin
-    path = os.fsencode(point)
-    _call("mount", os.fsencode(origin), path, None, MS_BIND, None, what=f"bind {origin}")
+    flags = MS_REMOUNT | MS_BIND | MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOSYMFOLLOW
+    # A read-only mount is not made writable by a second one.
+    flags |= os.statvfs(directory).f_flag & os.ST_RDONLY
+    point = os.fsencode(VIEW)
+    _call("mount", os.fsencode(origin), point, None, MS_BIND, None, what=f"bind {origin}")
     try:
-        flags = MS_REMOUNT | MS_BIND | MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOSYMFOLLOW
-        _call("mount", None, path, None, flags, None, what=f"restrict {point}")
-        view = point / directory.relative_to(origin)
+        _call("mount", None, point, None, flags, None, what=f"restrict {origin}")
+        view = VIEW / directory.relative_to(origin)
         if os.statvfs(view).f_flag & _WANTED != _WANTED:
             raise StorageError(
                 f"{origin} cannot be mounted so that no symbolic link is followed,"
@@ -92,7 +92,7 @@ def private_view(directory: Path) -> Iterator[Path]:
             )
         yield view
     finally:
-        _call("umount2", path, MNT_DETACH, what=f"release {point}")
+        _call("umount2", point, MNT_DETACH, what=f"release {origin}")
 
 
 def confined_argv() -> list[str]:
@@ -105,12 +105,15 @@ def confined_argv() -> list[str]:
 
 
 def _enter() -> None:
-    global _is_entered  # noqa: PLW0603  a process has one mount namespace
+    global _is_entered  # noqa: PLW0603  our main thread has one mount namespace
+    # unshare() is for the calling thread, and for those that it starts later.
+    assert threading.current_thread() is threading.main_thread()
     if _is_entered:
         return
     _call("unshare", CLONE_NEWNS, what="make a mount namespace of its own")
-    _is_entered = True
+    # Before this, what is mounted here would be mounted outside as well.
     _call("mount", None, b"/", None, MS_REC | MS_SLAVE, None, what="keep its mounts to itself")
+    _is_entered = True
 
 
 def _call(name: str, *arguments: object, what: str) -> None:
