@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Protocol
 
 from msgspec.structs import replace
 
-from btrsync.errors import BtrsyncError, ConflictError, RemoteError, UnreachableError, storage_error
+from btrsync.errors import (
+    BtrsyncError,
+    ConflictError,
+    RemoteError,
+    StorageError,
+    UnreachableError,
+    storage_error,
+)
 from btrsync.plan.names import printable_name
 from btrsync.plan.parent import Transfer, UpToDate, plan_transfer
 from btrsync.plan.sizes import format_size
@@ -148,7 +156,7 @@ class Delivery:
             raise ConflictError(plan)
         detail = _joined(*(f"starts over: {why}" for why in why_not))
         if self._wishes.is_dry_run:
-            return self._would_send(plan, resumption, detail)
+            return self._would_send(source, plan, resumption, detail)
         snapshot = plan.snapshot or self._maker.new_snapshot(source, backups)
         plan = replace(plan, snapshot=snapshot)
         return self._send(remote, plan, snapshot, resumption.partial if resumption else None, detail)
@@ -178,18 +186,27 @@ class Delivery:
         )  # fmt: skip
 
     def _would_send(
-        self, plan: Transfer, resumption: Resumption[PartialEntry] | None, detail: str
+        self,
+        source: SourceInventory,
+        plan: Transfer,
+        resumption: Resumption[PartialEntry] | None,
+        detail: str,
     ) -> JobOutcome:
-        outcome = self._outcome("would_send", plan, detail=detail)
-        if plan.snapshot is None:
-            return outcome
         from btrsync.totals import count_totals
 
-        argv = self._source.counting_argv(plan.snapshot, plan)
-        resumed_bytes = resumption.partial.data_bytes if resumption else 0
-        return self._with_totals(
-            replace(outcome, resumed_from_bytes=resumed_bytes), count_totals(argv), is_written=False
-        )
+        outcome = self._outcome("would_send", plan, detail=detail)
+        if resumption is not None:
+            outcome = replace(outcome, resumed_from_bytes=resumption.partial.data_bytes)
+        with contextlib.ExitStack() as stack:
+            try:
+                snapshot = plan.snapshot or stack.enter_context(
+                    self._source.passing_snapshot(source.subvolume)
+                )
+            except StorageError as error:
+                # A look must not fail for what only a count needs: the sources of a rescue are read-only.
+                return replace(outcome, detail=_joined(detail, f"not counted: {error}"))
+            totals = count_totals(self._source.counting_argv(snapshot, plan))
+        return self._with_totals(outcome, totals, is_written=False)
 
     def _send(
         self, remote: Remote, plan: Transfer, snapshot: Snapshot, partial: PartialEntry | None, detail: str

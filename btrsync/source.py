@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -11,6 +12,7 @@ from btrsync.plan.snapshots import Snapshot, SourceInventory, source_inventory
 from btrsync.system import btrfs
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from btrsync.plan.parent import Transfer
@@ -73,6 +75,18 @@ class Source:
                 hint="run `btrsync sync` again",
             )
         return made
+
+    @contextlib.contextmanager
+    def passing_snapshot(self, origin: Subvolume) -> Iterator[Snapshot]:
+        """A snapshot for as long as one looks at it; its name is one that no server takes.
+
+        origin, and what is raised: as with `make_snapshot`.
+        """
+        made = self.make_snapshot(f".dry-run-{os.urandom(8).hex()}", origin=origin)
+        try:
+            yield made
+        finally:
+            self.delete_snapshot(made)
 
     def names(self) -> set[str]:
         """Return every name in the snapshot directory, whatever it belongs to."""

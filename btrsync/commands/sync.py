@@ -35,7 +35,7 @@ Examples:
   btrsync sync                      every job, to every target it names
   btrsync sync share                one job
   btrsync sync --target usb         every job that goes to the target usb
-  btrsync sync --dry-run            what would be sent; changes nothing
+  btrsync sync --dry-run            count what would be sent; leaves all as it is
   btrsync sync --explain share      which send parent it would start from, and why
   btrsync sync --full share         send all of it anew, when nothing is common any more
   btrsync sync --json | tail -n 1   the report for a program
@@ -47,7 +47,7 @@ Examples:
 @config_option
 @target_option
 @click.option("--full", is_flag=True, help="Send all of it anew, without a send parent, whatever is common.")
-@click.option("--dry-run", is_flag=True, help="Tell what would be sent, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Tell what would be sent, and leave all as it is.")
 @click.option("--explain", is_flag=True, help="Tell which send parent it would start from, and why.")
 @click.option("--always", "--force", is_flag=True, help="Make and send a snapshot although nothing changed.")
 @json_option
@@ -70,6 +70,8 @@ def command(
     again: a send starts from the latest snapshot that both sides hold. If nothing changed since
     then, no snapshot is made and nothing is sent. A target that fails does not keep the others
     from being served; the exit status is then 1, and the target is named.
+
+    With --dry-run, a snapshot that would be made is made for the time of the count, and deleted.
 
     With --json the last line on standard output is one JSON object, and everything for people
     goes to standard error.

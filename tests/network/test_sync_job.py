@@ -146,23 +146,31 @@ def test_always_sends_a_new_snapshot_and_full_sends_all_of_it_though_nothing_cha
 
 def test_a_dry_run_tells_what_would_be_sent_and_changes_nothing_on_either_side(both: TwoHosts) -> None:
     empty = both.server_listing()
-    both.workstation.run(["sync", "-f", "/home/foo"])
-    before = mirror.generation(both, "/home/foo/share")
-    would = both.sync("--dry-run")
-    assert would.outcome()["result"] == "would_send"
-    assert would.outcome()["kind"] == "full"
+    would = both.sync("--dry-run").outcome()
+    assert (would["result"], would["kind"]) == ("would_send", "full")
     assert both.snapshots() == []
     assert both.server_listing() == empty == []
-    assert mirror.generation(both, "/home/foo/share") == before
 
-    first = mirror.assert_mirrored(both, both.sync())
+    real = both.sync()
+    first = mirror.assert_mirrored(both, real)
+    assert would["bytes_written"] == real.outcome()["bytes_written"]
     mirror.change(both)
+    mirror.add_bulk(both, size_bytes=100_000)
     both.workstation.run(["sync", "-f", "/home/foo"])
-    before, listing = mirror.generation(both, "/home/foo/share"), both.server_listing()
-    would = both.sync("--dry-run")
-    assert (would.outcome()["result"], would.outcome()["send_parent"]) == ("would_send", first)
+    listing = both.server_listing()
+    would = both.sync("--dry-run").outcome()
+    assert (would["result"], would["send_parent"]) == ("would_send", first)
     assert both.snapshots() == [first]
     assert both.server_listing() == listing
+    (line,) = both.btrsync("sync", "--dry-run").stdout.splitlines()
+    assert line.startswith(f"share → daisy: would send {would['files']} files, ")
+    assert line.endswith(f", parent {first}: a new snapshot")
+
+    real = both.sync("-v")
+    assert would["bytes_written"] == real.outcome()["bytes_written"]
+    assert would["files"] == real.outcome()["files"] > 1
+    before = mirror.generation(both, "/home/foo/share")
+    assert both.sync("--dry-run").outcome()["result"] == "nothing_changed"
     assert mirror.generation(both, "/home/foo/share") == before
 
 
