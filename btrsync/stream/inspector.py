@@ -8,7 +8,7 @@ looked at.
 
 Only the shape is checked here that decides where a command reaches; whether it makes sense is left to
 receive and the kernel. Links and devices that the send parent holds, or what came before a transfer that
-goes on, are not known here (docs/threat-model.md).
+goes on, are not known here: in receive's mount namespace they lead nowhere (`btrsync.system.private`).
 
 It also tells where the stream may be cut. A *safe boundary* lies behind a UTIMES command, between two
 data commands of one path, and before END; never between a SET_XATTR of security.capability and the CHOWN

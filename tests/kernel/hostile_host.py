@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import sys
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -49,16 +50,21 @@ class HostileHost:
 
     def prepare(self) -> None:
         """Make everything as if no attack had been."""
-        self.host.run(["rm", "-rf", OUTSIDE])
+        shutil.rmtree(self.host.path(OUTSIDE), ignore_errors=True)
         self.host.write_text(CANARY, CANARY_WORDS)
-        for client in (ATTACKER, VICTIM):
-            self.host.path(client).mkdir(parents=True, exist_ok=True, mode=0o700)
-            for path in self.host.path(client).iterdir():
-                kind = ["btrfs", "subvolume", "delete"] if path.is_dir() else ["rm"]
-                self.host.run([*kind, f"{client}/{path.name}"])
-        secret = hostile_streams.write(b"file", SECRET)
-        stream = hostile_streams.head(self.place.secret, path=b"secret") + hostile_streams.FILE + secret
-        self.receive(stream + hostile_streams.END, VICTIM)
+        attacker, victim = self.host.path(ATTACKER), self.host.path(VICTIM)
+        for client in (attacker, victim):
+            client.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for path in attacker.iterdir():
+            if path.is_dir():
+                btrfs.delete_subvolume(path)
+            else:
+                path.unlink()
+        if (victim / "gone").exists():
+            (victim / "gone").rename(victim / "secret")
+        if not (victim / "secret").exists():
+            secret = hostile_streams.FILE + hostile_streams.write(b"file", SECRET) + hostile_streams.END
+            self.receive(hostile_streams.head(self.place.secret, path=b"secret") + secret, VICTIM)
         with open(self._device, "r+b") as device:
             device.write(bytes(4096))
 
@@ -66,7 +72,9 @@ class HostileHost:
         self, stream: bytes, directory: str, *flags: str, ok: tuple[int, ...] | None = (0,)
     ) -> command.Completed:
         return self.host.run(
-            [sys.executable, "-c", MEASURE, "btrfs", "receive", *flags, directory], input=stream, ok=ok
+            [sys.executable, "-I", "-S", "-c", MEASURE, "btrfs", "receive", *flags, directory],
+            input=stream,
+            ok=ok,
         )
 
     def harm(self, received: command.Completed) -> Harm:
@@ -142,7 +150,7 @@ class HostileHost:
             server.wait(timeout_s=15)
 
     def is_readonly(self, name: str) -> bool:
-        return "readonly" in self.host.run(["btrfs", "subvolume", "show", f"{ATTACKER}/{name}"]).stdout
+        return btrfs.subvolume(self.host.path(ATTACKER) / name).is_readonly
 
 
 @contextlib.contextmanager

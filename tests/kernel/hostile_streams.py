@@ -6,6 +6,7 @@ meant can refuse it. They only ever meet `btrfs receive` inside a rehearsal host
 
 from __future__ import annotations
 
+import functools
 import struct
 import zlib
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ CTRANSID = 7
 OUTSIDE = "/srv/outside"
 """The directory of the canary, on the host's own root."""
 CANARY = f"{OUTSIDE}/canary"
-MEMORY_BYTES = 256 << 20
+MEMORY_BYTES = 128 << 20
 """Of the oversized command, and of the compressed data that grows."""
 SECRET_BYTES = 8192
 TOTAL_BYTES = 1 << 20
@@ -215,10 +216,12 @@ def snapshot_of_secret(place: Place) -> bytes:
     return head(place.own, parent=place.secret) + END
 
 
-def bomb() -> bytes:
+@functools.cache
+def growing_write() -> bytes:
     packer = zlib.compressobj(9)
     block = bytes(1 << 20)
-    return b"".join(packer.compress(block) for _ in range(MEMORY_BYTES >> 20)) + packer.flush()
+    data = b"".join(packer.compress(block) for _ in range(MEMORY_BYTES >> 20)) + packer.flush()
+    return encoded(b"file", data, file_bytes=4096, unencoded_bytes=MEMORY_BYTES)
 
 
 INHERITED: dict[str, tuple[Callable[[Place], bytes], Harm, Harm]] = {
@@ -311,8 +314,7 @@ ATTACKS: dict[str, Attack] = {
         Harm.MEMORY, Harm.MEMORY, "are taken", version=2,
     ),
     "compressed data that grows": Attack(
-        whole(FILE, encoded(b"file", bomb(), file_bytes=4096, unencoded_bytes=MEMORY_BYTES), version=2),
-        Harm.MEMORY, Harm.MEMORY, "when decompressed", version=2,
+        lambda place: whole(FILE, growing_write(), version=2)(place), Harm.MEMORY, Harm.MEMORY, "when decompressed", version=2
     ),
     "space taken without data": Attack(
         whole(

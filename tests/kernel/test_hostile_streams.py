@@ -180,10 +180,6 @@ def test_another_clients_backup_is_no_send_parent_and_no_clone_source(busy: Host
 # ---------------------------------------------- what the inspector cannot know: it came another time
 
 OLDER = UUID(int=0xC)
-DOORS = [
-    "a symbolic link",
-    "a device",
-]
 
 
 @pytest.mark.parametrize("flags", [(), CONFINED], ids=["stock", "confined"])
@@ -201,7 +197,7 @@ def test_what_data_into_a_door_of_the_parent_does_to_the_stock_receive(
     assert server.harm(done) == harms[bool(flags)], done.stderr
 
 
-@pytest.mark.parametrize("what", DOORS)
+@pytest.mark.parametrize("what", INHERITED)
 def test_data_into_a_door_of_the_parent_goes_nowhere(server: HostileHost, what: str) -> None:
     server.prepare()
     door, *_ = INHERITED[what]
@@ -216,7 +212,7 @@ def test_data_into_a_door_of_the_parent_goes_nowhere(server: HostileHost, what: 
     assert server.listing() == before
 
 
-@pytest.mark.parametrize("what", DOORS)
+@pytest.mark.parametrize("what", INHERITED)
 def test_data_into_a_door_of_what_came_before_the_cut_goes_nowhere(server: HostileHost, what: str) -> None:
     server.prepare()
     hang_up_amid(server, OLDER, 1, INHERITED[what][0](server.place))
