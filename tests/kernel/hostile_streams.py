@@ -230,6 +230,11 @@ INHERITED: dict[str, tuple[Callable[[Place], bytes], Harm, Harm]] = {
 }
 """What makes `door`, in what the server holds already; then what data into it does to the stock receive."""
 
+
+def growing_data(place: Place) -> bytes:
+    return whole(FILE, growing_write(), version=2)(place)
+
+
 TWICE = command(Kind.MKFILE, b"good", (Attribute.INO, number(257)), (Attribute.PATH, b"../planted"))
 BEHIND_DATA = command(
     Kind.WRITE,
@@ -314,7 +319,7 @@ ATTACKS: dict[str, Attack] = {
         Harm.MEMORY, Harm.MEMORY, "are taken", version=2,
     ),
     "compressed data that grows": Attack(
-        lambda place: whole(FILE, growing_write(), version=2)(place), Harm.MEMORY, Harm.MEMORY, "when decompressed", version=2
+        growing_data, Harm.MEMORY, Harm.MEMORY, "when decompressed", version=2
     ),
     "space taken without data": Attack(
         whole(
