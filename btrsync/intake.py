@@ -48,6 +48,8 @@ class Intake:
         limit_bytes: int | None = None,
     ) -> None:
         self.size_bytes = 0
+        self.total_bytes = incoming.begin.total_bytes
+        """Of data that the stream will write: it may become known while it comes."""
         self._wire = wire
         self._incoming = incoming
         self._stream = stream
@@ -219,7 +221,7 @@ class Intake:
             begin.name, begin.uuid, begin.ctransid, begin.send_parent, list(begin.clone_sources),
             self._stream.stream_version, self._stream.is_compressed,
             [*(before.entry.proofs if before else ()), Proof(boundary.offset_bytes, boundary.digest)],
-            boundary.data_bytes, begin.total_bytes, datetime.now(UTC),
+            boundary.data_bytes, self.total_bytes, datetime.now(UTC),
         )  # fmt: skip
 
     def _tell(self) -> None:

@@ -238,6 +238,12 @@ class Progress(Message, frozen=True):
     data_bytes: int
 
 
+class Total(Message, frozen=True):
+    """Client, between two data frames: what `Begin.total_bytes` did not say, for it was being counted."""
+
+    total_bytes: int
+
+
 class End(Message, frozen=True):
     """Client: the stream is whole: `size_bytes` came in data frames; the status is that of `btrfs send`."""
 
@@ -282,8 +288,9 @@ class Bye(Message, frozen=True):
 
 
 AnyMessage = (
-    Hello | Waiting | Inventory | Begin | Ready | Stream | Progress | End | Abort | Committed | Failed | Bye
-)
+    Hello | Waiting | Inventory | Begin | Ready | Stream | Progress | Total | End | Abort | Committed
+    | Failed | Bye
+)  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)

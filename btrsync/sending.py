@@ -32,6 +32,7 @@ from btrsync.protocol import (
     Progress,
     Ready,
     Stream,
+    Total,
 )
 from btrsync.system import pipes, process
 from btrsync.system.priority import priority_argv
@@ -93,6 +94,8 @@ class Sending:
         self.has_begun = False
         self.has_ended = False
         self._stream_version = 1
+        self._total_bytes: int | None = None
+        """What the target knows of it."""
         self._is_awaited = False
         """Whether the target waits for more of us, and for an Abort if there is none."""
         self._wire = wire
@@ -208,7 +211,7 @@ class Sending:
             yield send, read_fd
 
     def _announce(self, *, total_bytes: int | None, offset_bytes: int = 0, digest: bytes = b"") -> Ready:
-        begin = self._order.begin
+        begin, self._total_bytes = self._order.begin, total_bytes
         self._wire.send(
             Begin(
                 begin.job, begin.name, begin.uuid, begin.ctransid, begin.send_parent, begin.clone_sources,
@@ -253,7 +256,15 @@ class Sending:
                     return
                 self.sent_bytes += moved
                 self._rate.take(moved)
+                self._tell_total()
             self._heed()
+
+    def _tell_total(self) -> None:
+        """Tell the target what has been counted beside: a partial's record says how much of it is there."""
+        if self._total_bytes is None:
+            self._total_bytes = self._order.total_bytes(self._stream_version)
+            if self._total_bytes is not None:
+                self._wire.send(Total(self._total_bytes))
 
     @staticmethod
     def _check_exit(send: Process) -> None:
@@ -281,7 +292,7 @@ class Sending:
             raise message.as_error()
         if not isinstance(message, Progress):
             raise ProtocolError(f"{self._name} sent {type(message).__name__} in the middle of a transfer")
-        self._listener.progress(message.data_bytes, self._order.total_bytes(self._stream_version))
+        self._listener.progress(message.data_bytes, self._total_bytes)
 
     @contextlib.contextmanager
     def _aborted_on_error(self) -> Iterator[None]:

@@ -33,6 +33,7 @@ from btrsync.protocol import (
     Inventory,
     Ready,
     Stream,
+    Total,
     Waiting,
 )
 from btrsync.room import Room
@@ -217,8 +218,11 @@ class _Connection:
         """Take the stream's frames and return the message behind them; keep what came if the line breaks."""
         with stop_signals_deferred() as stop_fd, self._wire.stoppable(stop_fd):
             try:
-                while isinstance(message := self._wire.receive(), Data):
-                    intake.take(message)
+                while isinstance(message := self._wire.receive(), (Data, Total)):
+                    if isinstance(message, Data):
+                        intake.take(message)
+                    else:
+                        intake.total_bytes = message.total_bytes
                 if isinstance(message, Abort):
                     self._is_streaming = False
                     self._keep(intake, begin)
@@ -265,7 +269,7 @@ class _Connection:
                 self._wire.drop_body()
             elif isinstance(message, (End, Abort)):
                 self._is_streaming = False
-            else:
+            elif not isinstance(message, Total):
                 raise ProtocolError(
                     f"client {self._client} sent {type(message).__name__} in the middle of a stream"
                 )

@@ -12,7 +12,7 @@ import pytest
 
 from btrsync import partials
 from btrsync.errors import IntegrityError, RefusedError
-from btrsync.protocol import Abort, Begin, Committed, End, Failed, PartialEntry, Progress, Stream
+from btrsync.protocol import Abort, Begin, Committed, End, Failed, PartialEntry, Progress, Stream, Total
 from btrsync.stream.head import parse_first_command
 from btrsync.system import btrfs
 from harness import command, wait
@@ -127,6 +127,24 @@ def test_an_incremental_transfer_goes_on_too(place: Place) -> None:
         assert isinstance(go_on(client, begin, stream, entry), Committed)
     assert names(place) == ["s1", "s2"]
     equal(place, "s2")
+
+
+def test_a_total_that_is_counted_while_data_comes_stands_in_the_record(place: Place) -> None:
+    stream = place.stream("s1")
+    with connected(place) as client:
+        client.hello()
+        client.begin(place.begin("s1"))
+        client.data(stream[: len(stream) // 4])
+        client.wire.send(Total(1_000_000))
+        client.data(stream[len(stream) // 4 : len(stream) // 2])
+        hang_up(client)
+        assert ended(client) == 5
+    entry = kept(place)
+    assert (entry.total_bytes, place.begin("s1").total_bytes) == (1_000_000, None)
+    with connected(place) as client:
+        client.hello()
+        assert isinstance(go_on(client, place.begin("s1"), stream, entry), Committed)
+    equal(place, "s1")
 
 
 def test_a_client_that_gives_up_is_told_what_was_kept(place: Place) -> None:
