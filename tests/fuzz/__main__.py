@@ -9,6 +9,7 @@ Needs atheris.
 from __future__ import annotations
 
 import argparse
+import base64
 import os
 import shutil
 import sys
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 CORPUS = Path(__file__).with_name("corpus")
 MAX_INPUT_BYTES = 32 << 10
+SHOWN_BYTES = 4096
 SILENCE_S = 30
 SHARES = {"inspector": 4, "prefix": 2, "totals": 2, "wire": 2}
 """Of the time, where one is not enough."""
@@ -52,10 +54,18 @@ def main() -> int:
             if said.returncode:
                 failed.append(name)
                 print(said.stdout[-3000:], said.stderr[-1000:])
+                show_crashes(name)
             elif wanted.keep:
                 keep(name, fresh)
     print(f"fuzz: {'failed: ' + ', '.join(failed) if failed else 'nothing found'}")
     return 1 if failed else 0
+
+
+def show_crashes(name: str) -> None:
+    """Print what broke it, for a machine whose files nobody will see."""
+    for path in CORPUS.joinpath(name).glob("*-" + "?" * 40):
+        if path.stat().st_size <= SHOWN_BYTES:
+            print(f"{path.name}: {base64.b64encode(path.read_bytes()).decode()}")
 
 
 def fuzz(name: str, directory: Path, *options: str | Path) -> command.Completed:
