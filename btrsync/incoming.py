@@ -25,6 +25,7 @@ from btrsync.errors import (
     StorageError,
     StreamError,
     UnreachableError,
+    last_lines,
 )
 from btrsync.partials import Partial, Record
 from btrsync.stream.head import format_head
@@ -251,7 +252,13 @@ class Incoming:
         if self.goes_on is not None and self._own is None:
             with contextlib.suppress(OSError):
                 partials.count_failure(self._directory, self.goes_on)
-        return CommandError(exit, hint="nothing of this transfer was kept on the server")
+        # Its other lines name paths here, which are nobody else's business.
+        reasons = [line for line in exit.stderr.splitlines() if line.startswith("ERROR: ")]
+        words = reasons[-1] if reasons else last_lines(exit.stderr, lines=1)
+        return CommandError(
+            Exit(exit.argv, exit.returncode, words, exit.name),
+            hint="nothing of this transfer was kept on the server",
+        )
 
     def _check_received(self, found: Subvolume, staging: str) -> None:
         # Complete is read-only *and* the received UUID: receive sets them last, in two steps.

@@ -66,7 +66,6 @@ class Attack:
     total_bytes: int | None = None
     is_begun: bool = True
     """Whether the stream's first command passes."""
-    is_refused_by_receive: bool = False
     """What the inspector leaves to it: the CRCs of what it does not read."""
 
 
@@ -338,7 +337,7 @@ ATTACKS: dict[str, Attack] = {
     "a bad CRC of the first command": Attack(
         bad_first_crc, Harm.NONE, Harm.NONE, "CRC of its first command", is_begun=False
     ),
-    "a bad CRC of a later command": Attack(bad_later_crc, Harm.NONE, Harm.NONE, "crc32 mismatch", is_refused_by_receive=True),
+    "a bad CRC of a later command": Attack(bad_later_crc, Harm.NONE, Harm.NONE, "crc32 mismatch"),
     "an unknown command": Attack(whole(framed(99, b"")), Harm.ACCEPTED, Harm.ACCEPTED, "unknown"),
     "a truncated attribute": Attack(whole(TRUNCATED), Harm.NONE, Harm.NONE, "longer than its command"),
     "a huge path": Attack(whole(make(Kind.MKFILE, b"a/" * 3000 + b"a")), Harm.NONE, Harm.NONE, "too long"),
