@@ -44,7 +44,7 @@ from harness import command, manifest, wait
 from harness.filesystem import Array, mount
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from btrsync.plan.snapshots import Subvolume
@@ -164,10 +164,15 @@ class Client:
 
 @contextlib.contextmanager
 def connected(
-    place: Place, *, versions: Versions = OUR_VERSIONS, is_greeting: bool = True, config: Path | None = None
+    place: Place,
+    *,
+    versions: Versions = OUR_VERSIONS,
+    is_greeting: bool = True,
+    config: Path | None = None,
+    program: Sequence[str] = ("-m", "btrsync"),
 ) -> Iterator[Client]:
     where = ["--root", str(place.root)] if config is None else ["--config", str(config)]
-    argv = [sys.executable, "-m", "btrsync", "serve", *where, "workstation"]
+    argv = [sys.executable, *program, "serve", *where, "workstation"]
     child_read, write_fd = os.pipe()
     read_fd, child_write = os.pipe()
     with contextlib.ExitStack() as stack:
