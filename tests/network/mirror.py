@@ -118,8 +118,9 @@ def wait_until_moving(both: TwoHosts, process: Process, job: str = "share") -> N
 
     def is_moving() -> bool:
         assert process.poll() is None, f"the transfer ended before the fault: {process.completed()}"
-        incoming = any(name.startswith(INCOMING_PREFIX) for name in both.backups(job))
-        return incoming and both.bytes_on_link() > before + MOVED_BYTES
+        # Until receive has data of the large file, a cut transfer is not worth keeping.
+        written = both.backup_directory(job).glob(f"{INCOMING_PREFIX}*/bulk-*")
+        return both.bytes_on_link() > before + MOVED_BYTES and any(path.stat().st_size for path in written)
 
     wait.until(is_moving, timeout_s=15, what="a transfer under way")
     assert faults.find(both.daisy, "btrfs receive")
