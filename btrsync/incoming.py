@@ -32,6 +32,7 @@ from btrsync.stream.head import format_head
 from btrsync.stream.pieces import END_COMMAND, format_resumption
 from btrsync.system import btrfs, files, pipes, process
 from btrsync.system.private import confined_argv, private_view
+from btrsync.system.signals import stop_signals_blocked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -306,9 +307,11 @@ class _Piece:
             self._input = stack.enter_context(contextlib.ExitStack())
             self._input.callback(os.close, self.write_fd)
             try:
-                self._receive = stack.enter_context(
-                    process.spawn(argv, stdin=read_fd, pass_fds=(lock_fd,), umask=0o077)
-                )
+                # It ends with its input: what it has can only be kept by who feeds it.
+                with stop_signals_blocked():
+                    self._receive = stack.enter_context(
+                        process.spawn(argv, stdin=read_fd, pass_fds=(lock_fd,), umask=0o077)
+                    )
             finally:
                 os.close(read_fd)
             self._stack = stack.pop_all()
@@ -320,6 +323,7 @@ class _Piece:
         return Exit(exit.argv, exit.returncode, exit.stderr, "btrfs receive")
 
     def close(self) -> None:
+        self._input.close()
         self._stack.close()
 
     def _delete(self) -> None:

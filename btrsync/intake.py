@@ -79,6 +79,11 @@ class Intake:
         """The bytes of data that the stream has written so far, before compression."""
         return self._inspector.data_bytes if self._inspector else 0
 
+    @property
+    def checkpointed_bytes(self) -> int:
+        """Up to where in the stream it is kept for sure."""
+        return self._checkpointed.offset_bytes
+
     def take(self, frame: Data) -> None:
         """Pass on a data frame's body.
 

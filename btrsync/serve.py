@@ -204,8 +204,9 @@ class _Connection:
                 self._wire, incoming, stream,
                 checkpoint_bytes=config.checkpoint_bytes, checkpoint_s=config.checkpoint_seconds,
                 limit_bytes=room.limit_bytes(begin, done_bytes=done_bytes),
-            ) as intake:  # fmt: skip
-                self._end(self._take_all(intake, begin), intake)
+            ) as intake, stop_signals_deferred() as stop_fd:  # fmt: skip
+                self._end(self._take_all(intake, begin, stop_fd), intake)
+                # The signals still wait: what is whole would be given up, just before it has its name.
                 found = incoming.commit()
                 try:
                     room.note(begin, found.uuid, intake.data_bytes)
@@ -214,9 +215,9 @@ class _Connection:
                     self._log(f"{begin.job}/{begin.name}: counts nothing against the quota: {error}")
                 return Committed(backup_entry(begin.name, found, 1), intake.data_bytes)
 
-    def _take_all(self, intake: Intake, begin: Begin) -> AnyMessage:
+    def _take_all(self, intake: Intake, begin: Begin, stop_fd: int) -> AnyMessage:
         """Take the stream's frames and return the message behind them; keep what came if the line breaks."""
-        with stop_signals_deferred() as stop_fd, self._wire.stoppable(stop_fd):
+        with self._wire.stoppable(stop_fd):
             try:
                 while isinstance(message := self._wire.receive(), (Data, Total)):
                     if isinstance(message, Data):
@@ -241,6 +242,8 @@ class _Connection:
         try:
             self._kept_bytes = intake.keep()
         except BtrsyncError as error:
+            # To be told as well: a client that hears of nothing drops its snapshot.
+            self._kept_bytes = intake.checkpointed_bytes
             self._log(f"{begin.job}/{begin.name}: only the last checkpoint was kept: {error}")
         if self._kept_bytes:
             self._log(f"{begin.job}/{begin.name}: cut; kept up to byte {self._kept_bytes}")

@@ -16,6 +16,20 @@ STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
+def stop_signals_blocked() -> Iterator[None]:
+    """The time in which such a signal waits, and for good in a process that is started in it.
+
+    For who asks a whole session or service to stop, as systemd does, asks each of its processes: one that is
+    to be ended in order by another of them must not go first. Source: signal(7): the mask outlives execve(2).
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextmanager
 def stop_signals_deferred() -> Iterator[int]:
     """The time in which a signal that asks to stop interrupts nothing; it does so at the end.
 
