@@ -66,7 +66,6 @@ class Attack:
     total_bytes: int | None = None
     is_begun: bool = True
     """Whether the stream's first command passes."""
-    """What the inspector leaves to it: the CRCs of what it does not read."""
 
 
 # ------------------------------------------------------------------------------------- the builder
