@@ -125,5 +125,5 @@ def _call(name: str, *arguments: object, what: str) -> None:
         number = ctypes.get_errno()
         raise StorageError(
             f"cannot {what}: {name}: {os.strerror(number)}; without it nothing is received",
-            hint="btrsync serve must run as root, with CAP_SYS_ADMIN",
+            hint="who receives must be root, with CAP_SYS_ADMIN",
         )
