@@ -35,17 +35,25 @@ class Amount:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
+        if self._partial is None or self._partial.total_bytes is None:
+            self._begin()
+        return self
+
+    def _begin(self) -> None:
         available_bytes = self._remote.available_bytes
-        if self._partial is not None and self._partial.total_bytes is not None:
-            return self
         if available_bytes is None or available_bytes > self._source.used_bytes():
             self._beside = self._stack.enter_context(TotalsBeside(self._argv))
         else:
             self._counted = self._count()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def start_over(self) -> None:
+        """Count after all: the stream is another one than the partial's, and may write more than that."""
+        if self._partial is not None and self._partial.total_bytes is not None:
+            self._begin()
+        self._partial = None
 
     def total_bytes(self, stream_version: int) -> int | None:
         """Return what a stream of that version writes of data, before compression, None if not known yet."""

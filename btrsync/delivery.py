@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from uuid import UUID
 
+    from btrsync.amount import Amount
     from btrsync.config import JobConfig, TargetConfig
     from btrsync.connections import Connections
     from btrsync.plan.parent import Conflict
@@ -218,8 +219,8 @@ class Delivery:
         from btrsync.system import btrfs
 
         outcome = self._outcome("sent", plan, detail=detail)
-        told = _Told(self._report, self._job, self._target)
         with Amount(remote, self._source, plan, snapshot, partial) as amount:
+            told = _Told(self._report, self._job, self._target, amount)
             order = Order(
                 _begin(self._job, snapshot, plan),
                 lambda choice: self._source.send_argv(snapshot, plan, choice),
@@ -276,8 +277,9 @@ class Delivery:
 class _Told:
     """Hears how one transfer goes, and passes it on."""
 
-    def __init__(self, report: Reporter, job: str, target: str) -> None:
+    def __init__(self, report: Reporter, job: str, target: str, amount: Amount) -> None:
         self.reason = ""
+        self._amount = amount
         self._report = report
         self._job = job
         self._target = target
@@ -294,6 +296,7 @@ class _Told:
     def starts_over(self, why: str) -> None:
         self.reason = f"starts over: {why}"
         self.step(self.reason)
+        self._amount.start_over()
 
 
 def _begin(job: str, snapshot: Snapshot, plan: Transfer) -> Begin:
