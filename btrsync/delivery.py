@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from btrsync.amount import Amount
     from btrsync.config import JobConfig, TargetConfig
-    from btrsync.connections import Connections
     from btrsync.plan.parent import Conflict
     from btrsync.plan.resume import Resumption, ResumptionPlan
     from btrsync.plan.snapshots import Backup, Snapshot, SourceInventory
@@ -59,6 +58,15 @@ class SnapshotMaker(Protocol):
     def has_made(self, snapshot: Snapshot) -> bool: ...
 
 
+class Line(Protocol):
+    """The connection to the target: `btrsync.connections.Connections`, or a job's `btrsync.pool.Lease`."""
+
+    def open(self, name: str) -> Remote: ...
+    def lose(self, name: str, error: BtrsyncError) -> None: ...
+    def pause(self, seconds: float) -> None: ...
+    def reopen(self, name: str) -> Remote: ...
+
+
 class Delivery:
     """What one job sends to the target `target` in one run."""
 
@@ -71,7 +79,7 @@ class Delivery:
         wishes: Wishes,
         source: Source,
         maker: SnapshotMaker,
-        connections: Connections,
+        line: Line,
         report: Reporter,
     ) -> None:
         self._job = job
@@ -80,7 +88,7 @@ class Delivery:
         self._wishes = wishes
         self._source = source
         self._maker = maker
-        self._connections = connections
+        self._line = line
         self._report = report
         self._is_full = wishes.is_full
         self._in_doubt: tuple[Snapshot, JobOutcome] | None = None
@@ -93,7 +101,7 @@ class Delivery:
 
         source: looked at in this run. Raises BtrsyncError for what failed, OSError for a machine in trouble.
         """
-        remote = self._connections.open(self._target)
+        remote = self._line.open(self._target)
         yield self._persist(remote, source)
         if self._found_bytes:
             # What was sent is as old as the run that was cut: there may be more by now.
@@ -116,12 +124,12 @@ class Delivery:
                 )
             except OSError as error:
                 # Whose turn it is to speak on that wire is not known any more.
-                self._connections.lose(self._target, storage_error(error))
+                self._line.lose(self._target, storage_error(error))
                 raise
             except BtrsyncError as error:
                 if not remote.is_lost:
                     raise
-                self._connections.lose(self._target, error)
+                self._line.lose(self._target, error)
                 tries = self._reconnect(error, tries)
             source = self._source.inventory()
 
@@ -135,9 +143,9 @@ class Delivery:
             pause_s = config.retry_pause_s * 2**tries
             tries += 1
             self._step(f"link lost ({error}), trying again in {pause_s} s ({tries} of {config.retries})")
-            time.sleep(pause_s)
+            self._line.pause(pause_s)
             try:
-                self._connections.reopen(self._target)
+                self._line.reopen(self._target)
             except UnreachableError as again:
                 error = again
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from btrsync.plan.rates import parse_window, rate_at
@@ -22,7 +23,7 @@ class RateLimit:
 
     otherwise: bytes per second at hours without a window, None for no limit; windows: `rate_limits` of
     the configuration; local_time: tells the hour, asked once a minute, so that a clock that is set counts
-    from then on. One thread at a time may use it.
+    from then on. Several threads may share it: what they take beyond it together is owed by all.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class RateLimit:
         self._asked_s: float | None = None
         self._filled_s = 0.0
         self._tokens = 0.0
+        self._lock = threading.Lock()
 
     @property
     def is_needed(self) -> bool:
@@ -46,22 +48,25 @@ class RateLimit:
 
         monotonic_s: time.monotonic(), or any clock of seconds that never goes back.
         """
-        self._fill(monotonic_s)
-        if self._rate is None:
-            return None
-        # Little at a time would be slower than the rate: every frame and every call has its price.
-        return int(self._tokens) if self._tokens >= self._least(self._rate) else 0
+        with self._lock:
+            self._fill(monotonic_s)
+            if self._rate is None:
+                return None
+            # Little at a time would be slower than the rate: every frame and every call has its price.
+            return int(self._tokens) if self._tokens >= self._least(self._rate) else 0
 
     def wait_s(self, monotonic_s: float) -> float:
         """Return in how many seconds to ask again, 0.0 if something may go now."""
-        self._fill(monotonic_s)
-        if self._rate is None:
-            return 0.0
-        return max(0.0, (self._least(self._rate) - self._tokens) / self._rate)
+        with self._lock:
+            self._fill(monotonic_s)
+            if self._rate is None:
+                return 0.0
+            return max(0.0, (self._least(self._rate) - self._tokens) / self._rate)
 
     def take(self, size_bytes: int) -> None:
         """Say that so many bytes went; more than was allowed is owed from what comes next."""
-        self._tokens -= size_bytes
+        with self._lock:
+            self._tokens -= size_bytes
 
     @staticmethod
     def _burst(rate: int) -> float:

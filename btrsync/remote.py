@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 from btrsync.errors import (
     BtrsyncError,
@@ -38,6 +38,7 @@ from btrsync.wire import ClosedError, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
     from uuid import UUID
 
     from btrsync.config import TargetConfig
@@ -56,14 +57,44 @@ class UncertainError(UnreachableError):
     """The connection was lost after the stream had ended: the target may have committed."""
 
 
+class Sharing(Protocol):
+    """What several sessions of a run at one target have in common.
+
+    socket: through which those behind the first one reach its ssh, None for a target on this machine;
+    stop_fd: readable when all are to end, by what `stop_error` makes; rate: their limit together.
+    """
+
+    @property
+    def socket(self) -> Path | None: ...
+    @property
+    def stop_fd(self) -> int: ...
+    @property
+    def rate(self) -> RateLimit: ...
+    def stop_error(self) -> BtrsyncError: ...
+
+
 class Remote:
-    """A connection to the target `name`. Enter it to start ssh; then `greet`, then `send`."""
+    """A connection to the target `name`. Enter it to start ssh; then `greet`, then `send`.
+
+    session: 0 for a run's first one there, another number for each that is used beside it, all of them
+    with the same `sharing`.
+    """
 
     def __init__(
-        self, name: str, config: TargetConfig, *, run_id: str, software: str, is_look_only: bool
+        self,
+        name: str,
+        config: TargetConfig,
+        *,
+        run_id: str,
+        software: str,
+        is_look_only: bool,
+        session: int = 0,
+        sharing: Sharing | None = None,
     ) -> None:
         self.name = name
         self.config = config
+        self._session = session
+        self._sharing = sharing
         self._run_id = run_id
         self._software = software
         self._is_look_only = is_look_only
@@ -95,6 +126,8 @@ class Remote:
                 os.close(child_read_fd)
                 os.close(child_write_fd)
             self._wire = stack.enter_context(Wire(read_fd, write_fd, peer=self.name))
+            if (sharing := self._sharing) is not None:
+                stack.enter_context(self._wire.stoppable(sharing.stop_fd, sharing.stop_error))
             self._stack = stack.pop_all()
         self._is_open = True
         self.is_lost = False
@@ -102,7 +135,7 @@ class Remote:
 
     def renew(self) -> None:
         """Start a new connection in place of one that is lost, or that was not greeted in time."""
-        self._close()
+        self.close()
         self.__enter__()
 
     def __exit__(self, exception: object, *_: object) -> None:
@@ -115,9 +148,10 @@ class Remote:
                 # between two transfers means the same as Bye. A server of our own ends by itself.
                 if self.config.path is not None:
                     self._process.wait(timeout_s=EXIT_WAIT_S)
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """End the connection without a word."""
         self._is_open = False
         self._stack.close()
 
@@ -144,8 +178,17 @@ class Remote:
             known_hosts=config.known_hosts,
             options=config.ssh_options,
             connect_timeout_s=config.connect_timeout_s,
+            sharing=self._ssh_sharing(),
             command=SERVE_WORDS,
         )
+
+    def _ssh_sharing(self) -> dict[str, str]:
+        if self._sharing is None or self._sharing.socket is None:
+            return {}
+        if not self._session:
+            # Left by an ssh that was killed: the next one would take it for in use.
+            self._sharing.socket.unlink(missing_ok=True)
+        return ssh.sharing_options(self._sharing.socket, is_first=not self._session)
 
     def greet(self, on_waiting: Callable[[str], None]) -> None:
         """Exchange banners and hellos, wait our turn, take in the inventory as `backups`.
@@ -222,14 +265,10 @@ class Remote:
         return {partial.uuid for entries in self.partials.values() for partial in entries}
 
     def _rate(self) -> RateLimit:
+        if self._sharing is not None:
+            return self._sharing.rate
         if self._rate_limit is None:
-            from btrsync.rate import RateLimit
-
-            self._rate_limit = RateLimit(
-                self.config.rate_limit_bytes,
-                self.config.rate_limits,
-                lambda: datetime.now(UTC).astimezone(),
-            )
+            self._rate_limit = rate_limit(self.config)
         return self._rate_limit
 
     def _hello(self) -> Hello:
@@ -237,8 +276,9 @@ class Remote:
         from btrsync.system import btrfs
 
         return Hello(
-            self._run_id, self._software, os.uname().release, btrfs.send_protocol(), self._is_look_only
-        )
+            self._run_id, self._software, os.uname().release, btrfs.send_protocol(), self._is_look_only,
+            session=self._session,
+        )  # fmt: skip
 
     def _expect(self, wanted: type[Expected]) -> Expected:
         message = self._wire.receive()
@@ -283,6 +323,13 @@ class Remote:
             error.hint = error.hint or "the forced command there must be `btrsync serve CLIENT`"
             return error
         return ssh.classify(exit) if self.config.path is None else CommandError(exit)
+
+
+def rate_limit(config: TargetConfig) -> RateLimit:
+    """Return the limit for all that is sent to a target in one run."""
+    from btrsync.rate import RateLimit
+
+    return RateLimit(config.rate_limit_bytes, config.rate_limits, lambda: datetime.now(UTC).astimezone())
 
 
 def _backup(entry: BackupEntry) -> Backup:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from btrsync.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from btrsync.config import ClientConfig
 
 
@@ -41,3 +44,9 @@ def choose_pairs(config: ClientConfig, jobs: tuple[str, ...], targets: tuple[str
     if not pairs:
         raise ConfigError(config.file, [f"no chosen job has {', '.join(targets)} among its targets"])
     return pairs
+
+
+def sessions_at(config: ClientConfig, pairs: Collection[Pair]) -> dict[str, int]:
+    """Return how many jobs may be at each target at once: as many as `parallel` says, and as there are."""
+    jobs = Counter(pair.target for pair in pairs)
+    return {target: min(config.targets[target].parallel, count) for target, count in jobs.items()}

@@ -6,9 +6,11 @@ A job is served at each of its targets; what fails is reported by name and the n
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,15 +21,20 @@ from btrsync.delivery import Delivery
 from btrsync.errors import MACHINE_ERRNOS, BtrsyncError, StorageError, storage_error
 from btrsync.plan.names import new_snapshot_name
 from btrsync.report import ErrorReport, JobOutcome, RunReport
-from btrsync.selection import choose_pairs
+from btrsync.selection import Pair, choose_pairs, sessions_at
 from btrsync.system.lock import Lock
+from btrsync.wire import StopAskedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from btrsync.config import ClientConfig, JobConfig
+    from btrsync.delivery import Line
     from btrsync.plan.snapshots import Backup, Snapshot, SourceInventory
     from btrsync.report import Reporter
+
+
+_NAMING = threading.Lock()
 
 
 class SyncOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,19 +75,33 @@ def run(config: ClientConfig, options: SyncOptions, report: Reporter) -> RunRepo
                 except OSError as error:
                     where = error.filename or options.lock_directory
                     failed[job] = StorageError(f"cannot lock job {job}: {where}: {error.strerror}")
+        served = [pair for pair in pairs if pair.job not in failed]
+        sessions = sessions_at(config, served)
+        at_once = 1 if options.is_dry_run else max(sessions.values(), default=1)
         # All connections start first: ssh logs in while we look at the sources.
         connections = Connections(
-            config, _unique(pair.target for pair in pairs if pair.job not in failed), options.run_id,
+            config, _unique(pair.target for pair in served), options.run_id,
             is_look_only=options.is_dry_run, report=report,
+            sessions=sessions if at_once > 1 else None, socket_directory=options.lock_directory,
         )  # fmt: skip
         stack.enter_context(connections)
+        tasks: list[Callable[[], None]] = []
         for job in _unique(pair.job for pair in pairs):
             targets = [pair.target for pair in pairs if pair.job == job]
             if job in failed:
-                for target in targets:
-                    tell(_failure(job, target, failed[job], 0.0))
+                tasks += [partial(tell, _failure(job, target, failed[job], 0.0)) for target in targets]
                 continue
-            _JobRun(job, config.jobs[job], options, connections, report, tell).serve(targets)
+            job_run = _JobRun(job, config.jobs[job], options, connections, report, tell)
+            tasks.append(partial(job_run.serve, targets))
+        if at_once > 1:
+            from btrsync.workers import work
+
+            work(tasks, at_once, connections.stop)
+        else:
+            for task in tasks:
+                task()
+    # Those of jobs that were served at once came as they ended.
+    outcomes.sort(key=lambda outcome: pairs.index(Pair(outcome.job, outcome.target)))
     return RunReport(
         run_id=options.run_id, started=started, seconds=time.monotonic() - began, outcomes=tuple(outcomes)
     )
@@ -124,19 +145,22 @@ class _JobRun:
             for target in targets:
                 began = time.monotonic()
                 try:
-                    for outcome in self._delivery(target).outcomes(source):
-                        self._tell(outcome)
+                    with self._connections.lent(target) as line:
+                        for outcome in self._delivery(target, line).outcomes(source):
+                            self._tell(outcome)
+                except StopAskedError:
+                    raise
                 except (BtrsyncError, OSError) as error:
                     self._tell(_failure(self._job, target, error, time.monotonic() - began))
         finally:
             self._drop_unwanted()
 
-    def _delivery(self, target: str) -> Delivery:
+    def _delivery(self, target: str, line: Line) -> Delivery:
         return Delivery(
             self._job, target,
             config=(self._config, self._connections.config(target)),
             wishes=self._options, source=self._source, maker=self,
-            connections=self._connections, report=self._report,
+            line=line, report=self._report,
         )  # fmt: skip
 
     def new_snapshot(self, source: SourceInventory, backups: Sequence[Backup]) -> Snapshot:
@@ -145,10 +169,12 @@ class _JobRun:
         source, backups: what is there now. A target that holds the one of this run gets another one.
         """
         if not self._made or self._made[-1].announced_uuid in {backup.received_uuid for backup in backups}:
-            taken = self._source.names() | {backup.name for backup in backups}
-            name = new_snapshot_name(self._config.snapshot_name, self._options.now(), taken)
-            self._report.step(self._job, "", f"making snapshot {name}")
-            self._made.append(self._source.make_snapshot(name, origin=source.subvolume))
+            # Two jobs that are served at once may have one directory for their snapshots.
+            with _NAMING:
+                taken = self._source.names() | {backup.name for backup in backups}
+                name = new_snapshot_name(self._config.snapshot_name, self._options.now(), taken)
+                self._report.step(self._job, "", f"making snapshot {name}")
+                self._made.append(self._source.make_snapshot(name, origin=source.subvolume))
         return self._made[-1]
 
     def has_made(self, snapshot: Snapshot) -> bool:

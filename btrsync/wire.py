@@ -36,7 +36,7 @@ from btrsync.protocol import (
 from btrsync.system import pipes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 HEARTBEAT_S = 5.0
 SILENCE_S = 30.0
@@ -101,6 +101,7 @@ class Wire:
         self._silence_s = silence_s
         self._heartbeat_s = heartbeat_s
         self._stop_fd = -1
+        self._stop_error: Callable[[], BtrsyncError] = _stop_asked
         self._body_bytes = 0
         self._is_mid_frame = False
         self._inbox: list[AnyMessage] = []
@@ -398,12 +399,14 @@ class Wire:
         )
 
     @contextlib.contextmanager
-    def stoppable(self, stop_fd: int) -> Iterator[None]:
+    def stoppable(self, stop_fd: int, error: Callable[[], BtrsyncError] | None = None) -> Iterator[None]:
         """The time in which StopAskedError ends every wait of ours once `stop_fd` can be read.
 
-        Only waits: what has been moved by then has been accounted for.
+        error: makes the one to raise in its place. Only waits: what has been moved by then has been
+        accounted for.
         """
         self._stop_fd = stop_fd
+        self._stop_error = error or _stop_asked
         try:
             yield
         finally:
@@ -420,7 +423,7 @@ class Wire:
             poller.register(self._stop_fd, select.POLLIN)
         ready = {fd for fd, _ in poller.poll(max(0.0, timeout_s) * 1000)}
         if self._stop_fd in ready:
-            raise StopAskedError("this machine ended the transfer: it was asked to stop")
+            raise self._stop_error()
         return ready
 
     def _poll_two(self, fd: int, event: int, deadline: float, *, is_listening: bool = True) -> set[int]:
@@ -429,3 +432,7 @@ class Wire:
         if not ready:
             raise self._silent()
         return ready
+
+
+def _stop_asked() -> BtrsyncError:
+    return StopAskedError("this machine ended the transfer: it was asked to stop")

@@ -18,7 +18,7 @@ import msgspec
 from btrsync.errors import BtrsyncError, CommandError, Exit, RefusedError, UnreachableError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 FIXED_OPTIONS: Final = {
@@ -48,6 +48,9 @@ DEFAULT_OPTIONS: Final = {
 SSH_FAILED: Final = 255
 """What ssh ends with when it, not the remote command, has failed."""
 
+_NO_OTHER_WAY: Final = "false"
+"""A ProxyCommand that leads nowhere: without it, ssh makes a connection of its own where it may not share."""
+
 _IDENTITY: Final = "IdentityFile="
 _KNOWN_HOSTS: Final = "UserKnownHostsFile="
 _PLAIN_NAME: Final = re.compile(r"[^-\s'\"`\\$(){}\[\];&<>|/@][^\s'\"`\\$(){}\[\];&<>|/@]*")
@@ -63,13 +66,14 @@ def ssh_argv(
     known_hosts: Path | None = None,
     options: Sequence[str] = (),
     connect_timeout_s: int = 10,
+    sharing: Mapping[str, str] | None = None,
     command: Sequence[str] = (),
 ) -> list[str]:
     """Return the argv of an ssh that carries bytes between its stdin and stdout and asks nothing.
 
     options: "Key=value" each, stronger than our defaults. key: offered alone, without those of an
-    agent. known_hosts: read in place of the user's own file. command: words for the server's log
-    when the key has a forced command, which alone is run there.
+    agent. known_hosts: read in place of the user's own file. sharing: of `sharing_options`.
+    command: words for the server's log when the key has a forced command, which alone is run there.
     Raises RefusedError for a host or user that ssh could take for something else, and for an option
     that would change what is fixed.
     """
@@ -79,6 +83,7 @@ def ssh_argv(
     return [
         "ssh", "-T",
         *_words(FIXED_OPTIONS),
+        *_words(sharing or {}),
         *(word for option in options for word in ("-o", _allowed(option))),
         *_words(DEFAULT_OPTIONS),
         "-o", f"ConnectTimeout={connect_timeout_s}",
@@ -89,6 +94,18 @@ def ssh_argv(
         "-p", str(port),
         "--", host, *command,
     ]  # fmt: skip
+
+
+def sharing_options(socket: Path, *, is_first: bool) -> dict[str, str]:
+    """Return what lets several ssh share one TCP connection: the first makes it, and the others use it.
+
+    socket: a path of less than 87 bytes that is not there, in a directory of our own. When the first one
+    ends, all do. Source: ssh_config(5), ControlMaster; mux.c, which adds 17 bytes to the path, of 104.
+    """
+    path = {"ControlPath": _quoted(socket), "ControlPersist": "no"}
+    if is_first:
+        return {**path, "ControlMaster": "yes"}
+    return {**path, "ControlMaster": "no", "ProxyCommand": _NO_OTHER_WAY}
 
 
 def classify(exit: Exit) -> BtrsyncError:
@@ -131,6 +148,12 @@ class Meaning(msgspec.Struct, frozen=True):
 
 
 MEANINGS: Final = (
+    Meaning(
+        r"Session open refused by peer",
+        "the server opens no further session over one connection",
+        "on the server raise MaxSessions in sshd_config, or set `parallel` to what it allows",
+        may_pass=False,
+    ),
     Meaning(
         r"Could not resolve hostname",
         "the name does not resolve",
@@ -282,7 +305,7 @@ def _evidence(exit: Exit, pattern: str | None = None) -> str:
     return f" ({chosen[0][:300]})" if chosen else ""
 
 
-def _words(options: dict[str, str]) -> list[str]:
+def _words(options: Mapping[str, str]) -> list[str]:
     return [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
 
 
