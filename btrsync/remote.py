@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from datetime import UTC, datetime
+from signal import SIGKILL
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 from btrsync.errors import (
@@ -34,6 +35,7 @@ from btrsync.protocol import (
     Waiting,
 )
 from btrsync.system import pipes, process, ssh
+from btrsync.system.signals import STOP_SIGNALS
 from btrsync.wire import ClosedError, Wire
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ Expected = TypeVar("Expected", bound=Message)
 SERVE_WORDS = ("btrsync", "serve")
 """What ssh asks for. A forced command ignores it; a server without one says what is missing."""
 EXIT_WAIT_S = 3.0
+LOST_US = (UnreachableError.exit_status, *(128 + number for number in (*STOP_SIGNALS, SIGKILL)))
+"""What a server ends with that has lost us, or was told to stop: it may be there again soon."""
 
 
 class UncertainError(UnreachableError):
@@ -322,7 +326,11 @@ class Remote:
         if not exit.has_failed:
             error.hint = error.hint or "the forced command there must be `btrsync serve CLIENT`"
             return error
-        return ssh.classify(exit) if self.config.path is None else CommandError(exit)
+        explained = ssh.classify(exit) if self.config.path is None else CommandError(exit)
+        status = exit.returncode
+        if self.is_greeted and isinstance(explained, CommandError) and (status in LOST_US or status < 0):
+            return UnreachableError(f"{self.name}: the connection was lost: {explained}")
+        return explained
 
 
 def rate_limit(config: TargetConfig) -> RateLimit:

@@ -232,8 +232,8 @@ class Wire:
     def pause(self, seconds: float) -> None:
         """Let time pass, until a message comes; the peer may not be silent meanwhile."""
         deadline = time.monotonic() + seconds
-        while not self._inbox and (left_s := deadline - time.monotonic()) > 0:
-            if self._poll(self._read_fd, select.POLLIN, left_s):
+        while not self._inbox and (now := time.monotonic()) < deadline:
+            if self._poll(self._read_fd, select.POLLIN, min(deadline, self._heard + self._silence_s) - now):
                 self._take_in()
             elif time.monotonic() > self._heard + self._silence_s:
                 raise self._silent()

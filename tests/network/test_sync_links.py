@@ -31,9 +31,9 @@ BANNER_S = 10
 
 
 @contextlib.contextmanager
-def transferring() -> Iterator[tuple[TwoHosts, Process, str]]:
+def transferring(target: Target = mirror.ONCE) -> Iterator[tuple[TwoHosts, Process, str]]:
     """Two hosts with one common snapshot, in the middle of an incremental transfer."""
-    with mirror.small() as both:
+    with mirror.small(targets=(target,)) as both:
         first = mirror.assert_mirrored(both, both.sync())
         mirror.change(both)
         mirror.add_bulk(both)
@@ -76,12 +76,14 @@ def vanished(both: TwoHosts) -> Iterator[None]:
 
 
 PAUSED = "a receive that is stopped"
+PERSISTENT = "a link that drops, and a run that tries again"
 STRIKES: dict[str, Callable[[TwoHosts], AbstractContextManager[object]]] = {
     PAUSED: lambda both: faults.StoppedProcess(both.daisy, "btrfs receive"),
     "a cut link": lambda both: faults.CutLink(both.link),
     "a link that drops": lambda both: faults.SilentLink(both.link),
     "a server that is stopped": lambda both: faults.StoppedProcess(both.daisy, "btrsync serve"),
     "a client that vanished": vanished,
+    PERSISTENT: lambda both: faults.SilentLink(both.link),
 }
 NOTICED = ("a cut link", "a link that drops", "a server that is stopped")
 ATTIC = Target("attic", host="attic", client="attic", key_file=Path("/root/.ssh/attic"))
@@ -111,10 +113,11 @@ def silences() -> Iterator[dict[str, Case]]:
         process = hosts.enter_context(mirror.moving(both))
         cases[LATE] = Case(both, process, "", time.monotonic())
         for name, strike in STRIKES.items():
-            both, process, first = hosts.enter_context(transferring())
+            target = Target(settings={"retry_pause_s": 1}) if name == PERSISTENT else mirror.ONCE
+            both, process, first = hosts.enter_context(transferring(target))
             strikes.enter_context(strike(both))
             cases[name] = Case(both, process, first, time.monotonic())
-        note_ends({name: case for name, case in cases.items() if name != PAUSED})
+        note_ends({name: case for name, case in cases.items() if name not in (PAUSED, PERSISTENT)})
         paused = cases[PAUSED]
         wait.until(
             lambda: time.monotonic() - paused.struck > SILENCE_S + 2,
@@ -185,6 +188,17 @@ def test_a_receive_that_pauses_for_longer_than_a_silence_is_waited_for(silences:
     survived = mirror.finished(case.process)
     assert survived.returncode == 0
     mirror.assert_mirrored(case.both, survived)
+
+
+def test_a_run_that_tries_again_outlives_a_silence_and_goes_on(silences: dict[str, Case]) -> None:
+    case = silences[PERSISTENT]
+    survived = mirror.finished(case.process)
+    assert survived.returncode == 0, survived
+    assert "the link was lost, tried again " in survived.outcome()["detail"]
+    mirror.assert_mirrored(case.both, survived)
+    assert case.both.snapshots() == case.both.backups()
+    # What was read again did not go over the line again.
+    assert survived.bytes_sent < mirror.BULK_BYTES + 5_000_000
 
 
 def test_a_second_target_is_reached_after_a_first_that_took_longer_than_any_banner_may(
