@@ -21,6 +21,7 @@ from btrsync.system import pipes
 if TYPE_CHECKING:
     from btrsync.incoming import Incoming
     from btrsync.protocol import Stream
+    from btrsync.stream.rewriting import Rewriter
     from btrsync.wire import Data, Wire
 
 LARGE_BLOCK_BYTES = 256 << 10
@@ -34,7 +35,8 @@ class Intake:
 
     stream: how the client sends it; checkpoint_bytes, checkpoint_s: how much of the stream, and for how
     long, may be lost with a power cut, 0 for however much; limit_bytes: of data that the whole stream
-    may write. `size_bytes` counts what came in this transfer.
+    may write; rewriter: of what receive cannot do, None for nothing. `size_bytes` counts what came in this
+    transfer.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Intake:
         checkpoint_bytes: int,
         checkpoint_s: float,
         limit_bytes: int | None = None,
+        rewriter: Rewriter | None = None,
     ) -> None:
         self.size_bytes = 0
         self.total_bytes = incoming.begin.total_bytes
@@ -56,13 +59,14 @@ class Intake:
         self._checkpoint_bytes = checkpoint_bytes
         self._checkpoint_s = checkpoint_s
         self._limit_bytes = limit_bytes
+        self._rewriter = rewriter
         self._hold = _Hold()
         self._head = b""
         self._inspector: Inspector | None = None
         self._unseen_bytes = 0
         self._block_bytes = LARGE_BLOCK_BYTES
         self._given_bytes = 0
-        """Offset in the stream up to which receive has it."""
+        """Offset in the stream, as receive is given it, up to which receive has it."""
         self._checkpointed = Boundary(0, 0, b"")
         self._checkpointed_s = self._told_s = time.monotonic()
         if incoming.goes_on is not None:
@@ -118,7 +122,7 @@ class Intake:
         boundary = self._inspector.safe if self._inspector else self._checkpointed
         has_more = boundary.offset_bytes > self._checkpointed.offset_bytes
         try:
-            if has_more and self._given_bytes == boundary.offset_bytes:
+            if has_more and self._given_bytes == self._position(boundary):
                 self._incoming.keep(self._entry(boundary))
                 return boundary.offset_bytes
         except BtrsyncError:
@@ -163,8 +167,13 @@ class Intake:
             self._begin(first.stream_version, Boundary(0, 0, b""))
             block, self._head = self._head[first.size_bytes :], b""
         assert self._inspector is not None
+        at_bytes = self._inspector.offset_bytes
         passed = self._inspector.feed(block)
-        self._give(passed.block)
+        if self._rewriter is None:
+            self._give(passed.block)
+        else:
+            for part in self._rewriter.feed(passed.block, at_bytes):
+                self._give(part)
         self._unseen_bytes = passed.unseen_bytes
         if passed.unseen_bytes:
             self._block_bytes = SMALL_BLOCK_BYTES
@@ -176,10 +185,11 @@ class Intake:
     def _give(self, block: bytes) -> None:
         """Give receive what is held, and of `block`, up to the newest safe boundary; hold the rest."""
         assert self._inspector is not None
-        safe_bytes = self._inspector.safe.offset_bytes
+        safe_bytes = self._position(self._inspector.safe)
         self._release(min(safe_bytes - self._given_bytes, self._hold.held_bytes))
         rest = memoryview(block)
-        if not self._hold.held_bytes and (now_bytes := safe_bytes - self._given_bytes) > 0:
+        now_bytes = min(safe_bytes - self._given_bytes, len(rest))
+        if not self._hold.held_bytes and now_bytes > 0:
             self._incoming.give(rest[:now_bytes])
             self._given_bytes += now_bytes
             rest = rest[now_bytes:]
@@ -188,6 +198,12 @@ class Intake:
             rest = rest[put_bytes:]
             if not put_bytes:
                 self._overrun()
+
+    def _position(self, boundary: Boundary) -> int:
+        """Return where a boundary lies in the stream as receive is given it."""
+        if self._rewriter is None:
+            return boundary.offset_bytes
+        return self._rewriter.position(boundary.offset_bytes)
 
     def _release(self, size_bytes: int) -> None:
         if size_bytes > 0:
@@ -206,7 +222,9 @@ class Intake:
         assert self._inspector is not None
         safe_bytes = self._inspector.safe.offset_bytes
         ahead_bytes = safe_bytes - self._checkpointed.offset_bytes
-        if not ahead_bytes or self._given_bytes != safe_bytes or self._inspector.is_ended:
+        if not ahead_bytes or self._inspector.is_ended:
+            return False
+        if self._given_bytes != self._position(self._inspector.safe):
             return False
         age_s = time.monotonic() - self._checkpointed_s
         is_far = 0 < self._checkpoint_bytes <= ahead_bytes

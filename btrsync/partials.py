@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 PREFIX = ".partial-"
 SUFFIX = ".json"
+RECORD = re.compile(r"\.?\.partial-[0-9a-f]{16}\.json(\.[0-9a-f]+)?\Z")
+"""The name of a record, or of one that is being written."""
 MAX_FAILURES = 2
 """After so many transfers that went on from a partial and that receive did not survive, it is given up."""
 
@@ -145,6 +148,6 @@ def _records(directory: Path) -> Collection[str]:
     with contextlib.suppress(FileNotFoundError), os.scandir(directory) as found:
         return [
             item.name for item in found
-            if item.name.startswith((PREFIX, "." + PREFIX)) and item.is_file(follow_symlinks=False)
+            if RECORD.match(item.name) and item.is_file(follow_symlinks=False)
         ]  # fmt: skip
     return []

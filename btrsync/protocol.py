@@ -197,7 +197,8 @@ class Begin(Message, frozen=True):
 
     total_bytes: of data that it will write, None if that was not counted. offset_bytes, digest: where it
     goes on in a stream of which the server has a partial, as that one's last proof has them: the
-    client has read the stream up to there and found it the same. With 0 it begins anew.
+    client has read the stream up to there and found it the same. With 0 it begins anew. In a fetch the
+    server says it, and cloned_bytes: what the stream takes from what the client has.
     """
 
     job: str
@@ -209,6 +210,21 @@ class Begin(Message, frozen=True):
     total_bytes: int | None = None
     offset_bytes: int = 0
     digest: bytes = b""
+    cloned_bytes: int = 0
+
+
+class Fetch(Message, frozen=True):
+    """Client: send us a backup of ours: from here on the two ends have each other's part, up to `Committed`.
+
+    send_parent: what the client holds of the job, by the received UUID there; partial: what it has of that
+    backup already. One that is look-only is answered with `Begin`, or `Failed`, and that is all.
+    """
+
+    job: str
+    name: str
+    send_parent: UUID | None = None
+    partial: PartialEntry | None = None
+    is_look_only: bool = False
 
 
 class Ready(Message, frozen=True):
@@ -289,7 +305,7 @@ class Bye(Message, frozen=True):
 
 AnyMessage = (
     Hello | Waiting | Inventory | Begin | Ready | Stream | Progress | Total | End | Abort | Committed
-    | Failed | Bye
+    | Failed | Bye | Fetch
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

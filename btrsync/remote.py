@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from btrsync.sending import Listener, Order, Sending
 
 Expected = TypeVar("Expected", bound=Message)
+Result = TypeVar("Result")
 
 SERVE_WORDS = ("btrsync", "serve")
 """What ssh asks for. A forced command ignores it; a server without one says what is missing."""
@@ -171,7 +172,7 @@ class Remote:
             # -P: or whatever `btrsync` lies in the working directory would run as root.
             return [
                 sys.executable, "-P", "-m", "btrsync", "serve",
-                "--root", str(config.path.parent),
+                "--root", str(config.path.parent), "--allow-fetch",
                 "--", config.path.name,
             ]  # fmt: skip
         return ssh.ssh_argv(
@@ -252,6 +253,11 @@ class Remote:
                 self._note_held(begin, sending)
         self.backups[begin.job] = (*self.backups.get(begin.job, ()), _backup(committed.backup))
         return committed
+
+    def converse(self, conversation: Callable[[Wire], Result]) -> Result:
+        """Return what comes of a conversation over the greeted wire that begins and ends here."""
+        with self._explained():
+            return conversation(self._wire)
 
     def wait_input(self, fd: int) -> None:
         """Wait until `fd` can be read. Raises UnreachableError if the target is lost meanwhile."""

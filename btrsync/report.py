@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import TextIO
 
-Result = Literal["sent", "nothing_changed", "would_send", "failed"]
+Result = Literal["sent", "nothing_changed", "would_send", "fetched", "would_fetch", "present", "failed"]
 Kind = Literal["full", "incremental"]
 Where = Literal["source", "target", "both"]
 
@@ -254,6 +254,13 @@ def format_outcome(outcome: JobOutcome) -> str:
     how = f"incremental from {outcome.send_parent}" if outcome.send_parent else "full"
     if outcome.result == "sent":
         return f"{pair}: sent {outcome.snapshot} ({how}, {_format_amounts(outcome)}){detail}"
+    if outcome.result == "fetched":
+        return f"{pair}: fetched {outcome.snapshot} ({how}, {_format_amounts(outcome)}){detail}"
+    if outcome.result == "present":
+        return f"{pair}: {outcome.snapshot} is here already{detail}"
+    if outcome.result == "would_fetch":
+        size = f", {format_size(outcome.bytes_written)}" if outcome.bytes_written is not None else ""
+        return f"{pair}: would fetch {outcome.snapshot} ({how}{size}){detail}"
     if outcome.result == "would_send":
         name = outcome.snapshot or "a new snapshot"
         if outcome.files is None or outcome.bytes_written is None:

@@ -9,7 +9,9 @@ import contextlib
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
+
+from msgspec.structs import replace
 
 from btrsync.errors import (
     BtrsyncError,
@@ -41,7 +43,6 @@ from btrsync.wire import ClosedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from btrsync.config import TargetConfig
     from btrsync.protocol import PartialEntry
     from btrsync.rate import RateLimit
     from btrsync.system.process import Process
@@ -66,6 +67,19 @@ class Order(NamedTuple):
     goes_on: PartialEntry | None = None
 
 
+class Manners(Protocol):
+    """How it is sent: the fields of a `btrsync.config.TargetConfig` that say so."""
+
+    @property
+    def compressed(self) -> Literal["auto", "always", "never"]: ...
+    @property
+    def nice(self) -> int: ...
+    @property
+    def io_class(self) -> Literal["idle", "best-effort"] | None: ...
+    @property
+    def buffer_bytes(self) -> int: ...
+
+
 class Listener(Protocol):
     """Who hears how one transfer goes. progress: bytes of data that the target has written, of how many."""
 
@@ -87,7 +101,7 @@ class Sending:
     """
 
     def __init__(
-        self, wire: Wire, name: str, config: TargetConfig, order: Order, rate: RateLimit, listener: Listener
+        self, wire: Wire, name: str, config: Manners, order: Order, rate: RateLimit, listener: Listener
     ) -> None:
         self.sent_bytes = 0
         self.kept_bytes: int | None = None
@@ -211,13 +225,9 @@ class Sending:
             yield send, read_fd
 
     def _announce(self, *, total_bytes: int | None, offset_bytes: int = 0, digest: bytes = b"") -> Ready:
-        begin, self._total_bytes = self._order.begin, total_bytes
-        self._wire.send(
-            Begin(
-                begin.job, begin.name, begin.uuid, begin.ctransid, begin.send_parent, begin.clone_sources,
-                total_bytes, offset_bytes, digest,
-            )
-        )  # fmt: skip
+        self._total_bytes = total_bytes
+        begin = replace(self._order.begin, total_bytes=total_bytes, offset_bytes=offset_bytes, digest=digest)
+        self._wire.send(begin)
         ready = self._expect(Ready)
         self._is_awaited = True
         if ready.warning:

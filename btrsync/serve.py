@@ -29,6 +29,7 @@ from btrsync.protocol import (
     Committed,
     End,
     Failed,
+    Fetch,
     Hello,
     Inventory,
     Ready,
@@ -165,6 +166,9 @@ class _Connection:
                 return
             if isinstance(message, Bye):
                 return
+            if isinstance(message, Fetch):
+                self._answer(target, message, config)
+                continue
             if not isinstance(message, Begin) or lock_fd < 0:
                 raise ProtocolError(f"client {self._client} sent {type(message).__name__} out of turn")
             self._kept_bytes = 0
@@ -179,6 +183,21 @@ class _Connection:
             else:
                 self._log(f"{message.job}/{message.name}: committed")
                 self._wire.send(committed)
+
+    def _answer(self, target: Target, fetch: Fetch, config: ServerConfig) -> None:
+        # Late: hardly any connection fetches.
+        from btrsync.outflow import Outflow
+
+        name = f"{fetch.job[:200]}/{fetch.name[:200]}"
+        try:
+            committed = Outflow(self._wire, target, self._client, config, self._log).answer(fetch)
+        except (UnreachableError, ProtocolError):
+            raise
+        except BtrsyncError as error:
+            self._log(f"{name}: not fetched: {error}")
+            self._wire.send(_failed(error))
+        else:
+            self._log(f"{name}: {'fetched' if committed else 'looked at'}")
 
     def _receive(
         self, target: Target, room: Room, begin: Begin, lock_fd: int, config: ServerConfig

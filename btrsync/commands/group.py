@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "sync": ("btrsync.commands.sync", "Send what changed to the targets."),
+    "fetch": ("btrsync.commands.fetch", "Have a backup sent back from a target."),
     "list": ("btrsync.commands.list", "List snapshots and backups, and which are on both sides."),
     "status": ("btrsync.commands.status", "Tell for each job and target how far behind it is."),
     "config": ("btrsync.commands.config", "Check a configuration, or print a sample."),

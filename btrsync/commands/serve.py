@@ -24,11 +24,14 @@ LINE_CHARACTERS = 2000
 """Of one line in the log: a client has a say in what is in it."""
 
 
-def run_serve(client: str, file: Path | None = None, root: Path | None = None) -> int:
+def run_serve(
+    client: str, file: Path | None = None, root: Path | None = None, *, allow_fetch: bool = False
+) -> int:
     """Serve one client over standard input and output, and return the exit status.
 
     client: the name in the forced command; file: another configuration than the server's usual one;
-    root: instead of a configuration, the directory on btrfs that holds the clients' directories.
+    root: instead of a configuration, the directory on btrfs that holds the clients' directories;
+    allow_fetch: with it, whether the client may have its backups sent back.
     Raises RefusedError on a terminal.
     """
     if os.isatty(0):
@@ -41,7 +44,7 @@ def run_serve(client: str, file: Path | None = None, root: Path | None = None) -
     syslog.syslog(_connection_line(client))
     read_fd, write_fd = _take_standard_streams()
     return serve.serve(
-        partial(_load, file, root),
+        partial(_load, client, file, root, allow_fetch=allow_fetch),
         client,
         read_fd=read_fd,
         write_fd=write_fd,
@@ -50,11 +53,13 @@ def run_serve(client: str, file: Path | None = None, root: Path | None = None) -
     )
 
 
-def _load(file: Path | None, root: Path | None) -> ServerConfig:
+def _load(client: str, file: Path | None, root: Path | None, *, allow_fetch: bool) -> ServerConfig:
     """Return the configuration; imported now, when the client has its banner and does its own work."""
-    from btrsync.config import SERVER_FILE, ServerConfig, load_server
+    from btrsync.config import SERVER_FILE, ClientEntry, ServerConfig, load_server
 
-    return load_server(file or SERVER_FILE) if root is None else ServerConfig(root=root)
+    if root is None:
+        return load_server(file or SERVER_FILE)
+    return ServerConfig(root=root, clients={client: ClientEntry(allow_fetch=allow_fetch)})
 
 
 def printable_command(original_command: str) -> str:

@@ -33,8 +33,9 @@ Examples, lines of /root/.ssh/authorized_keys on the server:
     type=click.Path(path_type=Path),
     help="Directory on btrfs with the clients' directories, instead of a configuration.",
 )
+@click.option("--allow-fetch", is_flag=True, help="With --root: let the client have its backups sent back.")
 @common_options
-def command(client: str, file: Path, root: Path | None) -> int:
+def command(client: str, file: Path, root: Path | None, allow_fetch: bool) -> int:
     """Receive the backups of one CLIENT over standard input and output.
 
     This is not run by hand: sshd starts it as the forced command of the client's key. The name of
@@ -45,4 +46,4 @@ def command(client: str, file: Path, root: Path | None) -> int:
         raise click.BadParameter(f"{root} is relative; begin it with /", param_hint="--root")
     from btrsync.commands.serve import run_serve
 
-    return run_serve(client, file, root)
+    return run_serve(client, file, root, allow_fetch=allow_fetch)

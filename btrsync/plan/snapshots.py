@@ -14,6 +14,7 @@ from uuid import UUID
 import msgspec
 
 from btrsync.plan.lineage import places
+from btrsync.plan.names import is_staging_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -120,7 +121,8 @@ def source_inventory(subvolume: Subvolume, named: Iterable[tuple[str, Subvolume]
 
     Order is that of creation: otransid, a transaction number, does not depend on the clock.
     """
-    found = [Snapshot(name, item) for name, item in named if item.is_readonly]
+    # What a fetch has begun carries the received UUID of a whole snapshot, and is none.
+    found = [Snapshot(name, item) for name, item in named if item.is_readonly and not is_staging_name(name)]
     found.sort(key=lambda snapshot: (snapshot.subvolume.otransid, snapshot.subvolume.id))
     own = tuple(item for item in found if item.subvolume.parent_uuid == subvolume.uuid)
     others = tuple(item for item in found if item.subvolume.parent_uuid != subvolume.uuid)
