@@ -251,6 +251,7 @@ class Remote:
             finally:
                 self.sent_bytes += sending.sent_bytes
                 self._note_held(begin, sending)
+        self.may_hold.add(begin.uuid)
         self.backups[begin.job] = (*self.backups.get(begin.job, ()), _backup(committed.backup))
         return committed
 

@@ -225,7 +225,7 @@ class Sending:
             yield send, read_fd
 
     def _announce(self, *, total_bytes: int | None, offset_bytes: int = 0, digest: bytes = b"") -> Ready:
-        self._total_bytes = total_bytes
+        self._total_bytes, self.kept_bytes = total_bytes, None
         begin = replace(self._order.begin, total_bytes=total_bytes, offset_bytes=offset_bytes, digest=digest)
         self._wire.send(begin)
         ready = self._expect(Ready)

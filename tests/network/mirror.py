@@ -149,6 +149,14 @@ def bind(both: TwoHosts, forced_command: str, client: str = "workstation") -> No
     sshd.authorize(both.daisy, both.client_key(client), command=forced_command)
 
 
+def pretend_old_progs(both: TwoHosts) -> None:
+    """Let daisy's btrfs-progs say that they are older than they are, until a key is bound anew."""
+    real = both.daisy.run(["sh", "-c", "command -v btrfs"]).stdout.strip()
+    script = f'#!/bin/sh\n[ "$1" = version ] || exec {real} "$@"\necho btrfs-progs v5.10.1\n'
+    both.daisy.write_text("/opt/old/btrfs", script, mode=0o755)
+    bind(both, f"PATH=/opt/old:$PATH {both.forced_command()}")
+
+
 def connections(both: TwoHosts) -> int:
     """Return how many forced commands daisy's sshd has started so far."""
     return both.sshd.log_text().count("Starting session: forced-command")

@@ -28,14 +28,6 @@ def add_text(both: TwoHosts) -> None:
     (directory / "words").write_text("".join(chosen)[:TEXT_BYTES])
 
 
-def old_progs(both: TwoHosts) -> None:
-    """Let daisy's btrfs-progs say that they are older than they are."""
-    real = both.daisy.run(["sh", "-c", "command -v btrfs"]).stdout.strip()
-    script = f'#!/bin/sh\n[ "$1" = version ] || exec {real} "$@"\necho btrfs-progs v5.10.1\n'
-    both.daisy.write_text("/opt/old/btrfs", script, mode=0o755)
-    mirror.bind(both, f"PATH=/opt/old:$PATH {both.forced_command()}")
-
-
 def test_data_goes_as_it_lies_on_disk_where_both_ends_can_and_it_is_wanted(both: TwoHosts) -> None:
     add_text(both)
     compressed = both.sync()
@@ -50,7 +42,7 @@ def test_data_goes_as_it_lies_on_disk_where_both_ends_can_and_it_is_wanted(both:
 
 def test_an_old_server_gets_plain_data_or_is_named_where_that_is_not_wanted(both: TwoHosts) -> None:
     add_text(both)
-    old_progs(both)
+    mirror.pretend_old_progs(both)
     both.write_client_file(compressed="always")
     refused = both.sync(ok=(10,))
     assert "daisy has btrfs-progs 5.10.1, and that takes 6.2" in mirror.words(refused)
@@ -60,6 +52,20 @@ def test_an_old_server_gets_plain_data_or_is_named_where_that_is_not_wanted(both
     plain = both.sync()
     mirror.assert_mirrored(both, plain)
     assert plain.bytes_sent > TEXT_BYTES
+
+
+def test_an_old_server_is_told_anew_how_much_it_will_write(both: TwoHosts) -> None:
+    holed = both.source() / "holed"
+    holed.write_bytes(random.Random(4).randbytes(24_000_000))
+    mirror.assert_mirrored(both, both.sync())
+    both.workstation.run(["fallocate", "--punch-hole", "-o", "4MiB", "-l", "12MiB", "/home/foo/share/holed"])
+    mirror.pretend_old_progs(both)
+    # Scarce, so that it is counted first: as the stream of today, whose holes are none of the data.
+    with faults.FullFilesystem(both.daisy.path("/MirrorRoot"), free_bytes=20_000_000):
+        synced = both.sync()
+        assert "its total is another one" in both.daisy.read_text("/var/log/syslog")
+    mirror.assert_mirrored(both, synced)
+    assert synced.outcome()["bytes_written"] >= 12 << 20
 
 
 def test_a_transfer_keeps_to_its_rate(both: TwoHosts) -> None:

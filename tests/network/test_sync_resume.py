@@ -253,6 +253,15 @@ def test_a_send_parent_that_is_gone_starts_over_from_another_one(both: TwoHosts)
         assert_equal(both, outcome, before[:-1])
 
 
+def test_a_stream_that_the_server_cannot_read_any_more_starts_over(both: TwoHosts) -> None:
+    with cut(both) as (before, snapshot):
+        mirror.pretend_old_progs(both)
+        outcome = started_over(both, "starts over: daisy has btrfs-progs 5.10.1, too old for its stream")
+        mirror.bind(both, both.forced_command())
+        assert outcome["snapshot"] == snapshot
+        assert_equal(both, outcome, before)
+
+
 def test_a_link_that_stays_broken_is_given_up_after_as_many_tries_as_are_allowed(both: TwoHosts) -> None:
     both.write_client_file(retries=2, retry_pause_s=0)
     with halfway(both) as (process, before), faults.ResettingLink(both.link):
