@@ -16,7 +16,7 @@ from btrsync.incoming import INCOMING_PREFIX, Incoming, make_private_directory
 from btrsync.plan.names import is_valid_name, printable_name
 from btrsync.protocol import BackupEntry, Begin, PartialEntry
 from btrsync.system import btrfs
-from btrsync.system.mounts import missing_mount
+from btrsync.system.mounts import missing_mount, mount_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -178,6 +178,14 @@ def open_target(directory: Path, *, root: Path, is_look_only: bool) -> Target:
                 f"{point} is a mount point in /etc/fstab and nothing is mounted there,"
                 f" so {directory} was not made",
                 hint=f"mount {point}",
+            )
+        point = mount_of(directory if directory.exists() else root).mount_point
+        if point.stat().st_ino != btrfs.SUBVOLUME_INODE:
+            # A full backup would come through, but nothing that goes on from one (do_receive(), receive.c).
+            raise StorageError(
+                f"{point} is a directory within a subvolume, mounted by itself (mount --bind), and from there"
+                " btrfs receive finds no send parent",
+                hint="mount the subvolume that it lies in, or the whole filesystem",
             )
         make_private_directory(directory)
     return Target(directory)
