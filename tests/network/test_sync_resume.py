@@ -6,12 +6,13 @@ import contextlib
 import json
 import os
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from harness import faults, wait
-from harness.scenario import INCOMING_PREFIX, SERVER_FILE, SERVER_ROOT, Synced, Target
+from harness.scenario import INCOMING_PREFIX, SERVER_FILE, SERVER_ROOT, Job, Synced, Target
 from tests.network import mirror
 
 if TYPE_CHECKING:
@@ -272,6 +273,24 @@ def test_a_link_that_stays_broken_is_given_up_after_as_many_tries_as_are_allowed
     assert "(3 of " not in synced.stderr
     assert len(set(both.snapshots()) - set(before)) == 1
     go_on(both, before)
+
+
+def test_the_next_job_uses_the_connection_that_was_made_anew() -> None:
+    music = Path("/home/foo/music")
+    jobs = (Job(), Job("music", music, music / "snapshots"))
+    with mirror.small(jobs=jobs, targets=(PERSISTENT,)) as both:
+        mirror.add_bulk(both)
+        with mirror.moving(both, "-v") as process:
+            with faults.ResettingLink(both.link):
+                wait.until(lambda: "link lost" in process.stderr, timeout_s=10, what="the loss is told")
+            both.link.normal()
+            synced = mirror.finished(process)
+        assert synced.returncode == 0, synced
+        for job in both.jobs:
+            mirror.assert_mirrored(both, synced, job)
+        assert "tried again" in synced.outcome("share")["detail"]
+        assert synced.outcome("music")["detail"] == ""
+        assert mirror.connections(both) == 2
 
 
 def test_a_pause_between_two_tries_ends_with_a_signal(both: TwoHosts) -> None:
