@@ -13,12 +13,15 @@ import msgspec
 
 from btrsync.errors import StorageError, storage_error
 from btrsync.system import files
+from btrsync.system.lock import Lock
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
 NAME = ".usage.json"
+LOCK_NAME = ".usage.lock"
+LOCK_WAIT_S = 60.0
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -40,16 +43,13 @@ class _Content(msgspec.Struct, frozen=True):
 
 
 class Ledger:
-    """The ledger in a client's directory, under that client's lock; one thread at a time.
+    """The ledger in a client's directory, read; who adds to it holds `lock` from before it was read.
 
     Raises StorageError if it cannot be read: then nobody knows what may still come.
     """
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / NAME
-        for aside in directory.glob(f".{NAME}.*"):
-            # One that was being written when something died.
-            aside.unlink(missing_ok=True)
         try:
             content = msgspec.json.decode(self._path.read_bytes(), type=_Content)
         except FileNotFoundError:
@@ -79,11 +79,19 @@ class Ledger:
         """Write down a backup that was just committed, durably. Raises StorageError."""
         lines = [line for line in self._jobs.get(job, ()) if line.uuid != uuid]
         jobs = {**self._jobs, job: [*lines, _Line(uuid, data_bytes, is_full)]}
+        for aside in self._path.parent.glob(f".{NAME}.*"):
+            # One that was being written when something died.
+            aside.unlink(missing_ok=True)
         try:
             files.write_atomically(self._path, msgspec.json.encode(_Content(1, jobs)) + b"\n")
         except OSError as error:
             raise storage_error(error) from error
         self._jobs = jobs
+
+
+def lock(directory: Path) -> Lock:
+    """The time in which nobody else adds to the ledger: several sessions of one run may commit at once."""
+    return Lock(directory / LOCK_NAME, f"the ledger in {directory}", wait_s=LOCK_WAIT_S)
 
 
 def _remaining(lines: Iterable[_Line], present: Collection[UUID]) -> Iterable[_Line]:

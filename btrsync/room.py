@@ -74,11 +74,12 @@ class Room:
     def note(self, begin: Begin, uuid: UUID, data_bytes: int) -> None:
         """Write down what a committed backup wrote. Raises StorageError."""
         if self._quota_bytes is not None:
-            from btrsync.quota import Ledger
+            from btrsync.quota import Ledger, lock
 
-            ledger = Ledger(self._target.directory)
-            ledger.used_bytes(_uuids(self._target.inventory()))
-            ledger.add(begin.job, uuid, data_bytes, begin.send_parent is None)
+            with lock(self._target.directory):
+                ledger = Ledger(self._target.directory)
+                ledger.used_bytes(_uuids(self._target.inventory()))
+                ledger.add(begin.job, uuid, data_bytes, begin.send_parent is None)
 
     def _inventory(self) -> Mapping[str, Sequence[BackupEntry]]:
         return {} if self._quota_bytes is None else self._target.inventory()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from btrsync.errors import NoSpaceError, StorageError
-from btrsync.quota import NAME, Ledger, _Line, _remaining
+from btrsync.quota import NAME, Ledger, _Line, _remaining, lock
 from btrsync.system import files
 
 if TYPE_CHECKING:
@@ -130,3 +131,24 @@ def test_a_ledger_that_cannot_be_written_stays_as_it_was(
             ledger.add("share", uuid(5), 50, False)
     assert (tmp_path / NAME).read_bytes() == before
     assert ledger.used_bytes({"share": [uuid(5)]}) == 0
+
+
+def test_of_several_who_add_at_once_none_is_lost(tmp_path: Path) -> None:
+    found = {f"job-{number}": uuid(number) for number in range(8)}
+
+    def add(job: str) -> None:
+        with lock(tmp_path):
+            Ledger(tmp_path).add(job, found[job], 1000, True)
+
+    with ThreadPoolExecutor(len(found)) as threads:
+        assert len(list(threads.map(add, found))) == len(found)
+    assert Ledger(tmp_path).used_bytes({job: [found[job]] for job in found}) == 8000
+
+
+def test_who_reads_leaves_alone_what_another_one_is_writing(tmp_path: Path) -> None:
+    aside = tmp_path / f".{NAME}.00112233"
+    aside.write_bytes(b"")
+    Ledger(tmp_path)
+    assert aside.exists()
+    filled(tmp_path)
+    assert not aside.exists()
