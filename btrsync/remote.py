@@ -54,6 +54,8 @@ Result = TypeVar("Result")
 SERVE_WORDS = ("btrsync", "serve")
 """What ssh asks for. A forced command ignores it; a server without one says what is missing."""
 EXIT_WAIT_S = 3.0
+KEEPING_S = 60.0
+"""How long a server on this machine may take to put on disk what it has received, before it is killed."""
 LOST_US = (UnreachableError.exit_status, *(128 + number for number in (*STOP_SIGNALS, SIGKILL)))
 """What a server ends with that has lost us, or was told to stop: it may be there again soon."""
 
@@ -130,6 +132,8 @@ class Remote:
             finally:
                 os.close(child_read_fd)
                 os.close(child_write_fd)
+            if self.config.path is not None:
+                stack.callback(self._let_it_keep)
             self._wire = stack.enter_context(Wire(read_fd, write_fd, peer=self.name))
             if (sharing := self._sharing) is not None:
                 stack.enter_context(self._wire.stoppable(sharing.stop_fd, sharing.stop_error))
@@ -159,6 +163,12 @@ class Remote:
         """End the connection without a word."""
         self._is_open = False
         self._stack.close()
+
+    def _let_it_keep(self) -> None:
+        # A server of our own would be killed before what it has received is on disk.
+        self._process.terminate()
+        with contextlib.suppress(CommandTimeoutError):
+            self._process.wait(timeout_s=KEEPING_S)
 
     def _argv(self) -> list[str]:
         config = self.config
