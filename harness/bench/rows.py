@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.bench import resuming, starting, tools, transfers
+from harness.bench import parallel, resuming, starting, tools, transfers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +16,7 @@ ROWS: dict[str, Callable[[Stage], Row]] = {
     **transfers.ROWS,
     **tools.ROWS,
     **resuming.ROWS,
+    **parallel.ROWS,
     **starting.ROWS,
 }
 SMALL_ROWS = ("nothing-changed", "serve-ready")

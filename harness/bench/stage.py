@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from harness.bench import product
-from harness.scenario import SERVER_FILE, SERVER_ROOT, Target, TwoHosts, format_toml
+from harness.scenario import SERVER_FILE, SERVER_ROOT, Job, Target, TwoHosts, format_toml
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from harness.scenario import Synced
 
@@ -61,10 +61,11 @@ class Stage:
         gib: float = 1,
         members: int = 1,
         target: Target | None = None,
+        jobs: Sequence[Job] = (Job(),),
     ) -> TwoHosts:
         """Return two hosts with the tool as a user has it, the same as before for the same `key`.
 
-        fill: fills the directory `data` of the job's subvolume. gib: of the source's disk, and of each
+        fill: fills the directory `data` of each job's subvolume. gib: of the source's disk, and of each
         member of daisy's array.
         """
         if self._both is None or key != self._key:
@@ -74,14 +75,16 @@ class Stage:
                 members=members,
                 size_bytes=size_bytes,
                 source_size_bytes=size_bytes,
+                jobs=jobs,
                 targets=[target or Target()],
             )
             both.btrsync_path = product_command()
             self._both = self._stack.enter_context(both)
             if fill is not None:
-                data = both.source() / "data"
-                data.mkdir()
-                fill(data)
+                for job in jobs:
+                    data = both.source(job.name) / "data"
+                    data.mkdir()
+                    fill(data)
                 settle(both)
             self._key = key
         return self._both
