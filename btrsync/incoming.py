@@ -185,6 +185,9 @@ class Incoming:
         # Before anything else is received: they carry the same received UUID, and are older.
         partials.delete_all(self._directory, [*self._before, *([self._own] if self._own else [])])
         self._own = None
+        # What cannot be put away is no failure of the backup: the client would drop its snapshot.
+        with contextlib.suppress(BtrsyncError, OSError):
+            self._close_piece()
         return found
 
     def _checkpoint(self, entry: PartialEntry) -> None:
@@ -193,9 +196,9 @@ class Incoming:
         record = Record(partial_uuid=found.uuid, entry=entry)
         with storage_errors(self._directory):
             files.rename_noreplace(self._directory_fd, staging, name)
-        self._close_piece()
         older, self._own = self._own, Partial(name, record, found.generation)
         try:
+            self._close_piece()
             # The record makes it a partial: only now, when all that it describes is on disk.
             with storage_errors(self._directory):
                 partials.write(self._directory, name, record)
@@ -275,9 +278,9 @@ class Incoming:
             )
 
     def _close_piece(self) -> None:
-        if self._piece is not None:
-            self._piece.close()
-            self._piece = None
+        piece, self._piece = self._piece, None
+        if piece is not None:
+            piece.close()
 
     def _forget_own(self) -> None:
         # Neither committed nor kept: what this transfer has checkpointed goes, what was there before stays.

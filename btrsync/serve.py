@@ -229,7 +229,7 @@ class _Connection:
                 found = incoming.commit()
                 try:
                     room.note(begin, found.uuid, intake.data_bytes)
-                except BtrsyncError as error:
+                except (BtrsyncError, OSError) as error:
                     # The backup is there, whatever the ledger says.
                     self._log(f"{begin.job}/{begin.name}: counts nothing against the quota: {error}")
                 return Committed(backup_entry(begin.name, found, 1), intake.data_bytes)

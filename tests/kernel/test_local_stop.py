@@ -33,7 +33,7 @@ def test_what_takes_its_time_to_reach_a_local_disk_is_kept_all_the_same(
             (mirror.live / f"{number}").write_bytes(random.Random(number).randbytes(200_000))
         config = mirror.config.read_text()
         mirror.config.write_text(config.replace("[jobs", "rate_limit_bytes = 1000000\n[jobs"))
-        argv = [sys.executable, "-m", "btrsync", "sync", "--config", mirror.config]
+        argv = [sys.executable, "-m", "btrsync", "sync", "--config", str(mirror.config)]
         with process.spawn(argv) as sync:
 
             def is_moving() -> bool:

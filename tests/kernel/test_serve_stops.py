@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from btrsync.protocol import Abort, End, Failed, Progress
+from btrsync.protocol import Abort, Bye, Committed, End, Failed, Progress
 from harness import wait
 from tests.kernel.test_serve import connected, cut, ended, equal
 from tests.kernel.test_serve_partials import kept, names, often
@@ -54,6 +55,25 @@ def test_a_server_asked_to_stop_while_it_commits_ends_that_first(
         os.kill(client.server.pid, signal.SIGTERM)
         assert ended(client) == 128 + signal.SIGTERM
     assert names(place) == ["s1"]
+    equal(place, "s1")
+
+
+@pytest.mark.requires("program:strace")
+def test_a_backup_that_is_there_is_not_told_as_failed_when_its_mount_does_not_go(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = tmp_path / "trace"
+    python = tmp_path / "python"
+    strace = f"strace -o {trace} -e trace=umount2 -e inject=umount2:error=EIO:when=1"
+    python.write_text(f'#!/bin/sh\nexec {strace} {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with connected(place) as client:
+        client.hello()
+        assert isinstance(client.send(place.begin("s1"), place.stream("s1")), Committed)
+        client.wire.send(Bye())
+        assert ended(client) == 0
+    assert "EIO" in trace.read_text()
     equal(place, "s1")
 
 
