@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 NAME = ".usage.json"
 LOCK_NAME = ".usage.lock"
-LOCK_WAIT_S = 60.0
+LOCK_WAIT_S = 600.0
+"""For as many commits as there may be sessions, each with a sync of the filesystem."""
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -90,7 +91,7 @@ class Ledger:
 
 
 def lock(directory: Path) -> Lock:
-    """The time in which nobody else adds to the ledger: several sessions of one run may commit at once."""
+    """The time in which no other session of the client's run commits anything or adds to the ledger."""
     return Lock(directory / LOCK_NAME, f"the ledger in {directory}", wait_s=LOCK_WAIT_S)
 
 

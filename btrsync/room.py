@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from btrsync.incoming import MORE_SPACE
 from btrsync.system import btrfs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from uuid import UUID
 
     from btrsync.protocol import BackupEntry, Begin
@@ -71,15 +72,35 @@ class Room:
             limits.append(done_bytes + max(0, left_bytes))
         return min(limits, default=None)
 
-    def note(self, begin: Begin, uuid: UUID, data_bytes: int) -> None:
-        """Write down what a committed backup wrote. Raises StorageError."""
-        if self._quota_bytes is not None:
-            from btrsync.quota import Ledger, lock
+    @contextlib.contextmanager
+    def turn(self, begin: Begin, data_bytes: int, *, done_bytes: int) -> Iterator[None]:
+        """The time to commit a backup that wrote so much, and to `note` it: one session at a time.
 
-            with lock(self._target.directory):
-                ledger = Ledger(self._target.directory)
-                ledger.used_bytes(_uuids(self._target.inventory()))
-                ledger.add(begin.job, uuid, data_bytes, begin.send_parent is None)
+        done_bytes: as for `limit_bytes`. Raises NoSpaceError if other sessions of the run have used meanwhile
+        what was left of the quota, LockedError, StorageError.
+        """
+        if self._quota_bytes is None:
+            yield
+            return
+        from btrsync.quota import lock
+
+        with lock(self._target.directory):
+            left_bytes = self._left_bytes(self._inventory())
+            if left_bytes is not None and data_bytes > done_bytes + max(0, left_bytes):
+                raise NoSpaceError(
+                    f"{begin.job}/{begin.name}: other transfers of this run have used up the quota",
+                    hint=MORE_SPACE,
+                )
+            yield
+
+    def note(self, begin: Begin, uuid: UUID, data_bytes: int) -> None:
+        """Write down what a committed backup wrote, in our `turn`. Raises StorageError."""
+        if self._quota_bytes is not None:
+            from btrsync.quota import Ledger
+
+            ledger = Ledger(self._target.directory)
+            ledger.used_bytes(_uuids(self._target.inventory()))
+            ledger.add(begin.job, uuid, data_bytes, begin.send_parent is None)
 
     def _inventory(self) -> Mapping[str, Sequence[BackupEntry]]:
         return {} if self._quota_bytes is None else self._target.inventory()

@@ -226,12 +226,13 @@ class _Connection:
             ) as intake, stop_signals_deferred() as stop_fd:  # fmt: skip
                 self._end(self._take_all(intake, begin, stop_fd), intake)
                 # The signals still wait: what is whole would be given up, just before it has its name.
-                found = incoming.commit()
-                try:
-                    room.note(begin, found.uuid, intake.data_bytes)
-                except (BtrsyncError, OSError) as error:
-                    # The backup is there, whatever the ledger says.
-                    self._log(f"{begin.job}/{begin.name}: counts nothing against the quota: {error}")
+                with room.turn(begin, intake.data_bytes, done_bytes=done_bytes):
+                    found = incoming.commit()
+                    try:
+                        room.note(begin, found.uuid, intake.data_bytes)
+                    except (BtrsyncError, OSError) as error:
+                        # The backup is there, whatever the ledger says.
+                        self._log(f"{begin.job}/{begin.name}: counts nothing against the quota: {error}")
                 return Committed(backup_entry(begin.name, found, 1), intake.data_bytes)
 
     def _take_all(self, intake: Intake, begin: Begin, stop_fd: int) -> AnyMessage:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 
 from btrsync.errors import NoSpaceError
-from btrsync.protocol import Abort, Committed, Failed, Ready
+from btrsync.protocol import Abort, Committed, End, Failed, Inventory, Progress, Ready
 from btrsync.system import btrfs
 from harness import command
-from tests.kernel.test_serve import connected, equal, replace_message
+from tests.kernel.test_serve import connected, equal, hang_up, replace_message
+from tests.kernel.test_serve_sessions import say_hello
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.kernel.test_serve import Place
+    from tests.kernel.test_serve import Client, Place
 
 pytest_plugins = ["tests.kernel.test_serve"]
 pytestmark = pytest.mark.requires("root", "loop", "btrfs")
@@ -118,3 +120,34 @@ def test_a_quota_is_what_all_backups_may_have_written(place: Place, tmp_path: Pa
         btrfs.delete_subvolume(place.directory / "share" / name)
     with connected(place, config=config) as client:
         assert client.hello().available_bytes == S1_BYTES + 500_000
+
+
+def test_two_sessions_of_one_run_do_not_use_one_quota_twice(place: Place, tmp_path: Path) -> None:
+    config = with_quota(place, tmp_path, S1_BYTES + 500_000)
+    run_id = uuid4().hex
+    with connected(place, config=config) as first, connected(place, config=config) as second:
+        assert isinstance(say_hello(first, run_id, 0), Inventory)
+        assert isinstance(say_hello(second, run_id, 1), Inventory)
+        stream = place.stream("s1")
+        # Both begin while all of it is left.
+        first.begin(place.begin("s1"))
+        other = replace_message(place.begin("s1"), job="other")
+        second.begin(other)
+        first.data(stream)
+        second.data(stream)
+        first.wire.send(End(len(stream)))
+        assert isinstance(answer_of(first), Committed)
+        second.wire.send(End(len(stream)))
+        failed = answer_of(second)
+        assert isinstance(failed, Failed)
+        assert failed.exit_status == NoSpaceError.exit_status
+        assert "have used up the quota" in failed.message
+        hang_up(second)
+    assert not list(place.directory.glob("other/*"))
+
+
+def answer_of(client: Client) -> object:
+    """Return what the server says at the end of a transfer."""
+    while isinstance(message := client.wire.receive(), Progress):
+        pass
+    return message
