@@ -1,4 +1,4 @@
-"""The row of two jobs at once: what it gains over one after the other, on the same line and disks."""
+"""The rows of two jobs at once: what it gains over one after the other, on the same line and disks."""
 
 from __future__ import annotations
 
@@ -19,15 +19,43 @@ if TYPE_CHECKING:
 
 SCALE = 0.25
 """Of the mixed tree, for each of the two."""
+NOISE_BYTES = 256 << 20
+NOISE_FILES = 64
+LINE_BITS = 200_000_000
 JOBS = tuple(
     Job(name, Path("/home/foo", name), Path("/home/foo", name, "snapshots")) for name in ("share", "music")
 )
 
 
 def parallel_two(on: Stage) -> Row:
-    """Full syncs of two subvolumes with `parallel = 2` against `parallel = 1`, over one connection each."""
+    """Many small files: while one receive makes them, the other one's data come."""
+    return against_one(on, "parallel-two", parallel_hosts(on))
+
+
+def parallel_two_200mbit(on: Stage) -> Row:
+    """The same over a line that either of them fills alone."""
+    both = parallel_hosts(on)
+    both.link.slow(LINE_BITS)
+    try:
+        return against_one(on, "parallel-two-200mbit", both)
+    finally:
+        both.link.normal()
+
+
+def parallel_two_large(on: Stage) -> Row:
+    """Bytes that do not compress: either of them keeps both processors busy alone."""
+    fill = functools.partial(sources.noise, size_bytes=round(NOISE_BYTES * on.scale), files=NOISE_FILES)
+    return against_one(on, "parallel-two-large", on.hosts("parallel-large", fill, gib=4, jobs=JOBS))
+
+
+def parallel_hosts(on: Stage) -> TwoHosts:
+    """Return two hosts with two jobs that have a mixed tree each."""
     fill = functools.partial(sources.mixed, scale=SCALE * on.scale)
-    both = on.hosts("parallel", fill, gib=4, jobs=JOBS)
+    return on.hosts("parallel", fill, gib=4, jobs=JOBS)
+
+
+def against_one(on: Stage, name: str, both: TwoHosts) -> Row:
+    """Full syncs of two subvolumes with `parallel = 2` against `parallel = 1`, over one connection each."""
     files = {
         number: both.write_client_file(Path(f"/root/parallel-{number}.toml"), parallel=number)
         for number in (1, 2)
@@ -41,7 +69,7 @@ def parallel_two(on: Stage) -> Row:
 
     full_sync(2)
     return paired(
-        "parallel-two", functools.partial(full_sync, 2), functools.partial(full_sync, 1),
+        name, functools.partial(full_sync, 2), functools.partial(full_sync, 1),
         pairs=on.pairs, target=None, baseline="one job after the other",
     )  # fmt: skip
 
@@ -61,4 +89,8 @@ def forget(both: TwoHosts) -> None:
     stage.delete(both, near, [root / job.name / name for job in JOBS for name in both.backups(job.name)])
 
 
-ROWS: dict[str, Callable[[Stage], Row]] = {"parallel-two": parallel_two}
+ROWS: dict[str, Callable[[Stage], Row]] = {
+    "parallel-two": parallel_two,
+    "parallel-two-200mbit": parallel_two_200mbit,
+    "parallel-two-large": parallel_two_large,
+}

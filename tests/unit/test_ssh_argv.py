@@ -68,6 +68,23 @@ def test_the_users_options_are_stronger_than_our_defaults() -> None:
     assert (found["compression"], found["serveraliveinterval"], found["connecttimeout"]) == ("yes", "3", "99")
 
 
+def test_those_that_share_a_connection_are_one_master_and_others_who_cannot_make_their_own() -> None:
+    socket = Path("/run/btr sync/100%d/0")
+    theirs = ["ControlMaster=auto", "ControlPersist=yes", "ProxyJump=gate"]
+    first, further = (
+        read_by_ssh(
+            ssh.ssh_argv("daisy", options=theirs, sharing=ssh.sharing_options(socket, is_first=is_first))
+        )
+        for is_first in (True, False)
+    )
+    for found in (first, further):
+        assert found["controlpath"].replace("%%", "%") == str(socket)
+        assert found["controlpersist"] == "no"
+    assert (first["controlmaster"], first["proxyjump"]) == ("true", "gate")
+    assert (further["controlmaster"], further["proxycommand"]) == ("false", "false")
+    assert "proxyjump" not in further
+
+
 @pytest.mark.parametrize(
     "option", ["StrictHostKeyChecking=no", "stricthostkeychecking=accept-new", "BATCHMODE=no"]
 )
