@@ -25,7 +25,6 @@ from btrsync.errors import (
     ConfigError,
     RefusedError,
     StorageError,
-    UnreachableError,
     storage_error,
 )
 from btrsync.incoming import INCOMING_PREFIX
@@ -67,13 +66,17 @@ def run(config: ClientConfig, options: FetchOptions, report: Reporter) -> RunRep
     """
     target = _choose_target(config, options)
     started, began = options.now(), time.monotonic()
+    fetch = _Fetch(config, options, target, report)
     try:
-        outcome = _Fetch(config, options, target, report).run()
+        outcome = fetch.run()
     except (BtrsyncError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in MACHINE_ERRNOS:
             raise
         failure = storage_error(error) if isinstance(error, OSError) else error
-        outcome = JobOutcome(job=options.job, target=target, result="failed", error=ErrorReport.of(failure))
+        outcome = JobOutcome(
+            job=options.job, target=target, result="failed", error=ErrorReport.of(failure),
+            detail=fetch.kept,
+        )  # fmt: skip
     seconds = time.monotonic() - began
     outcome = msgspec.structs.replace(outcome, seconds=seconds)
     report.outcome(outcome)
@@ -103,6 +106,8 @@ class _Fetch:
         self._target = target
         self._report = report
         self._lock_fd = -1
+        self.kept = ""
+        """What of a fetch that failed is kept, in words."""
 
     def run(self) -> JobOutcome:
         with contextlib.ExitStack() as stack:
@@ -130,6 +135,8 @@ class _Fetch:
         remote, tries = connections.open(self._target), 0
         while True:
             try:
+                if tries:
+                    remote = connections.reopen(self._target)
                 return self._attempt(remote)
             except BtrsyncError as error:
                 config = self._config.targets[self._target]
@@ -139,8 +146,6 @@ class _Fetch:
                 tries += 1
                 self._step(f"link lost ({error}), trying again in {pause_s} s ({tries} of {config.retries})")
                 time.sleep(pause_s)
-                with contextlib.suppress(UnreachableError):
-                    remote = connections.reopen(self._target)
 
     def _attempt(self, remote: Remote) -> JobOutcome:
         kept = [] if self._options.is_dry_run else self._sweep()
@@ -169,7 +174,12 @@ class _Fetch:
             return msgspec.structs.replace(
                 self._outcome("would_fetch", request), bytes_written=begin.total_bytes
             )
-        remote.converse(inflow.run)
+        try:
+            remote.converse(inflow.run)
+        finally:
+            if inflow.kept_bytes:
+                size = format_size(inflow.kept_bytes)
+                self.kept = f"{size} of the stream are kept: the next fetch goes on from there"
         return msgspec.structs.replace(
             self._outcome("fetched", request),
             bytes_sent=inflow.size_bytes,

@@ -71,10 +71,11 @@ class Inflow:
 
     `size_bytes` counts the stream on the wire, `data_bytes` what all of it has written,
     `resumed_from_bytes` what of that was there, `rewritten_bytes` what became of clones from the parent,
-    where btrfs-progs here cannot make these.
+    where btrfs-progs here cannot make these, `kept_bytes` how much of the stream a failure has left here.
     """
 
     def __init__(self, request: Request, listener: Listener) -> None:
+        self.kept_bytes = 0
         self.size_bytes = self.data_bytes = self.resumed_from_bytes = self.rewritten_bytes = 0
         self._request = request
         self._listener = listener
@@ -166,9 +167,11 @@ class Inflow:
                     rewriter=rewriter,
                 )
             )
-            message, kept_bytes = self._take_all(wire, intake, rewriter)
+            # Until it is committed: what is whole would be given up, just before it has its name.
+            stop_fd = stack.enter_context(stop_signals_deferred())
+            message = self._take_all(wire, intake, rewriter, stop_fd)
             if isinstance(message, Abort):
-                wire.send(_gave_up(message, kept_bytes))
+                wire.send(_gave_up(message, self.kept_bytes))
                 return False
             self._check_end(wire, message, intake)
             found = incoming.commit()
@@ -204,12 +207,12 @@ class Inflow:
         if problem is not None:
             self._listener.warning(f"{self._request.directory}: {problem.message}")
 
-    def _take_all(self, wire: Wire, intake: Intake, rewriter: Rewriter | None) -> tuple[AnyMessage, int]:
-        """Take the stream's frames; return the message behind them, and how much is kept if it is an Abort.
+    def _take_all(self, wire: Wire, intake: Intake, rewriter: Rewriter | None, stop_fd: int) -> AnyMessage:
+        """Take the stream's frames and return the message behind them; keep what came if it breaks off.
 
         As a server does, but that here progress is shown.
         """
-        with stop_signals_deferred() as stop_fd, wire.stoppable(stop_fd):
+        with wire.stoppable(stop_fd):
             try:
                 while isinstance(message := wire.receive(), (Data, Total)):
                     if isinstance(message, Total):
@@ -220,22 +223,18 @@ class Inflow:
                     self.rewritten_bytes = rewriter.written_bytes if rewriter else 0
                     self.data_bytes = intake.data_bytes
                     self._listener.progress(self.data_bytes, intake.total_bytes)
-            except (UnreachableError, StopAskedError) as error:
-                if kept_bytes := self._keep(intake):
-                    error.hint = (
-                        f"{kept_bytes} bytes of the stream are kept: the next fetch goes on from there"
-                    )
+            except (UnreachableError, StopAskedError):
+                self._keep(intake)
                 raise
-            return message, self._keep(intake) if isinstance(message, Abort) else 0
+            if isinstance(message, Abort):
+                self._keep(intake)
+            return message
 
-    def _keep(self, intake: Intake) -> int:
+    def _keep(self, intake: Intake) -> None:
         try:
-            return intake.keep()
+            self.kept_bytes = intake.keep()
         except BtrsyncError as error:
-            self._listener.warning(
-                f"only the last checkpoint of {self._request.backup.name} was kept: {error}"
-            )
-            return 0
+            self._listener.warning(f"only the last checkpoint of the fetch was kept: {error}")
 
     def _check_end(self, wire: Wire, message: AnyMessage, intake: Intake) -> None:
         if isinstance(message, Failed):
