@@ -91,8 +91,13 @@ class Incoming:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
         self._stack.close()
+        if isinstance(error, NoSpaceError) and self.goes_on is None:
+            # The client begins anew, so these are of no use to it, and may be what takes the room.
+            for partial in self._before:
+                with contextlib.suppress(OSError):
+                    partials.count_failure(self._directory, partial)
 
     def _lock_job(self) -> None:
         try:

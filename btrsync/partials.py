@@ -34,7 +34,8 @@ SUFFIX = ".json"
 RECORD = re.compile(r"\.?\.partial-[0-9a-f]{16}\.json(\.[0-9a-f]+)?\Z")
 """The name of a record, or of one that is being written."""
 MAX_FAILURES = 2
-"""After so many transfers that went on from a partial and that receive did not survive, it is given up."""
+"""After so many transfers that went on from a partial and that receive did not survive, it is given up, and
+after as many that began anew and found no room beside it."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,7 +105,7 @@ def write(directory: Path, name: str, record: Record) -> None:
 
 
 def count_failure(directory: Path, partial: Partial) -> None:
-    """Note that a transfer which went on from `partial` failed in receive. Raises OSError."""
+    """Note that a transfer failed for `partial`: see MAX_FAILURES. Raises OSError."""
     record = partial.record
     write(directory, partial.name, msgspec.structs.replace(record, failures=record.failures + 1))
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from btrsync import partials
-from btrsync.errors import IntegrityError, RefusedError
+from btrsync.errors import IntegrityError, NoSpaceError, RefusedError
 from btrsync.protocol import Abort, Begin, Committed, End, Failed, PartialEntry, Progress, Stream, Total
 from btrsync.stream.head import parse_first_command
 from btrsync.system import btrfs
@@ -320,6 +320,23 @@ def test_an_end_that_does_not_fit_what_came_behind_a_partial_leaves_it(place: Pl
         client.wire.send(End(7))
         assert client.expect(Failed).exit_status == IntegrityError.exit_status
         assert place.listing() == before
+
+
+def test_a_partial_beside_which_its_snapshot_has_no_room_is_given_up(place: Place, tmp_path: Path) -> None:
+    config = often(place, tmp_path)
+    with config.open("a") as file:
+        file.write("[clients.workstation]\nquota_bytes = 1000\n")
+    entry = interrupted(place, cut(place.stream("s1")))
+    for _ in range(partials.MAX_FAILURES):
+        with connected(place, config=config) as client:
+            assert client.hello().partials == {"share": [entry]}
+            before = place.listing()
+            client.wire.send(place.begin("s1", total_bytes=1001))
+            assert client.expect(Failed).exit_status == NoSpaceError.exit_status
+            assert place.listing() == before
+    with connected(place) as client:
+        assert client.hello().partials == {}
+    assert names(place) == []
 
 
 def test_a_partial_whose_backup_is_there_goes_before_anything_else(place: Place) -> None:
