@@ -94,6 +94,9 @@ class Rewriter:
         while at < len(payload):
             kind, length = ATTRIBUTE_HEADER.unpack_from(payload, at)
             at += ATTRIBUTE_HEADER.size
+            if kind in found or kind == Attribute.DATA:
+                # From version 2 on the inspector takes all that stands behind DATA for data, and checks none.
+                raise StreamError(at_bytes, "a CLONE has data, or an attribute twice")
             found[kind] = payload[at : at + length]
             at += length
         if found.get(Attribute.CLONE_UUID) == self._uuid:

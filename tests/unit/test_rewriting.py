@@ -146,3 +146,22 @@ def test_a_clone_that_makes_no_sense_is_refused_before_anything_is_read(wrong: b
     with pytest.raises(StreamError) as caught:
         rewriter().feed(MAKE + wrong, 1000)
     assert caught.value.offset_bytes == 1000 + len(MAKE)
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        (Attribute.DATA, ATTRIBUTE_HEADER.pack(Attribute.PATH, 12) + b"../another/x"),
+        (Attribute.PATH, b"../another/x"),
+    ],
+    ids=["behind data", "a second time"],
+)
+def test_a_clone_names_no_other_path_than_the_one_that_was_inspected(hidden: tuple[int, bytes]) -> None:
+    wrong = clone(4096)[COMMAND_HEADER.size :]
+    if hidden[0] == Attribute.DATA:
+        # The inspector takes all behind it for data, whose length is not told; a reader of attributes would not.
+        tail = ATTRIBUTE_HEADER.pack(Attribute.DATA, 0) + hidden[1]
+    else:
+        tail = ATTRIBUTE_HEADER.pack(hidden[0], len(hidden[1])) + hidden[1]
+    with pytest.raises(StreamError, match="has data, or an attribute twice"):
+        rewriter(2).feed(MAKE + command(Kind.CLONE, tail=wrong + tail), 0)
