@@ -28,7 +28,7 @@ class Parent(NamedTuple):
 
 
 class FetchPlan(NamedTuple):
-    """A backup to fetch, full without a send parent; proven: all that could be one, by announced UUID."""
+    """A backup to fetch, full without a send parent; proven: what could be one, by announced UUID."""
 
     backup: Backup
     send_parent: Parent | None
@@ -70,10 +70,11 @@ def plan_fetch(
             " a second one would make both useless as parents",
             hint="use that one (`btrfs subvolume list -R` shows where it is), or delete it",
         )
+    there = {one.received_uuid for one in intact}
     proven = {
         parent: held[parent]
         for parent in held
-        if received_counts.get(parent, 0) == (0 if held[parent].is_original else 1)
+        if parent in there and received_counts.get(parent, 0) == (0 if held[parent].is_original else 1)
     }
     at = intact.index(backup)
     by_nearness = [*reversed(intact[:at]), *intact[at + 1 :]]

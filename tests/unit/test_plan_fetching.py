@@ -77,6 +77,12 @@ def test_what_receive_would_confuse_with_another_is_no_parent() -> None:
     assert parent_of(plan(THREE, here, counts={UUID(int=2): 2})) == "mine-1"
 
 
+def test_what_the_target_holds_no_more_is_no_parent_of_a_fetch_that_goes_on_either() -> None:
+    found = plan([backup(2, was_edited=True), backup(3)], {"mine-1": own(1), "mine-2": own(2)})
+    assert isinstance(found, FetchPlan)
+    assert (found.send_parent, found.proven) == (None, {})
+
+
 def test_what_came_back_is_a_parent_and_known_to_be_no_original() -> None:
     found = plan(THREE, {"mine-2": own(2), "back-2": own(2, received=True)})
     assert isinstance(found, FetchPlan)
