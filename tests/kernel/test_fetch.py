@@ -301,3 +301,26 @@ def test_files_of_a_parent_are_read_beneath_it_only(mirror: LocalMirror) -> None
         with pytest.raises(Exception, match="it ends before"):
             files.read(b"inside/file", 3, 8)
         assert files.read(b"inside/file", 0, 10) == b"0123456789"
+
+
+def test_a_fetch_that_is_asked_to_stop_when_all_is_received_commits_it(
+    mirror: LocalMirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted(mirror, 9)
+    name = synced(mirror)
+    before = seen(mirror.snapshots / name)
+    lost(mirror, name)
+    real, script = shutil.which("btrfs"), tmp_path / "stopping" / "btrfs"
+    script.parent.mkdir()
+    # It has become of what `btrsync fetch` started, by exec: its parent is that.
+    script.write_text(
+        f'#!/bin/sh\n[ "$1" = receive ] || exec {real} "$@"\n{real} "$@"; status=$?\n'
+        f"kill -TERM $PPID; touch {script}.stopped; exit $status\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+    done = mirror.btrsync("fetch", "job")
+    assert script.with_name("btrfs.stopped").exists()
+    assert done.returncode != 0, "the signal takes effect afterwards"
+    assert os.listdir(mirror.snapshots) == [name]
+    assert manifest.difference(before, seen(mirror.snapshots / name)) == []
