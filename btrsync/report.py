@@ -45,12 +45,13 @@ class ErrorReport(msgspec.Struct, frozen=True):
 class JobOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """What came of one job at one target.
 
-    snapshot: the name of what was sent, would be sent, or is the latest on both sides where nothing
-    changed; send_parent: the name of the snapshot an incremental send started from; bytes_sent: on the
-    wire in this run; bytes_written: of data, before compression, that the whole backup wrote or would
-    write, resumed_from_bytes: as many of them were there from an earlier run; files: regular files made or
-    changed; largest: printable paths with the most data and their bytes, if they were asked for; detail:
-    one more sentence for people, may be empty; error: set if and only if the result is "failed".
+    snapshot: the name of what was sent or fetched, would be, or is the latest on both sides where nothing
+    changed, or of what is "present" and so not fetched; send_parent: the name of the snapshot an
+    incremental send started from; bytes_sent: on the wire in this run; bytes_written: of data, before
+    compression, that the whole backup wrote or would write, resumed_from_bytes: as many of them were there
+    from an earlier run; files: regular files made or changed; largest: printable paths with the most data
+    and their bytes, if they were asked for; detail: one more sentence for people, may be empty; error: set
+    if and only if the result is "failed".
     """
 
     job: str

@@ -67,6 +67,17 @@ WOULD_SEND_THE_REST = JobOutcome(
     job="share", target="usb", result="would_send", kind="full", snapshot=NAME, files=1, bytes_written=1000,
     resumed_from_bytes=430,
 )  # fmt: skip
+FETCHED = JobOutcome(
+    job="share", target="daisy", result="fetched", kind="incremental", snapshot=NAME, send_parent=EARLIER,
+    bytes_sent=700_000, bytes_written=1_400_000, resumed_from_bytes=140_000, seconds=2.0,
+    detail="3.2 MiB of clones from the parent were written as data",
+)  # fmt: skip
+WOULD_FETCH = JobOutcome(
+    job="share", target="usb", result="would_fetch", kind="full", snapshot=NAME, bytes_written=1_400_000_000
+)
+PRESENT = JobOutcome(
+    job="home", target="daisy", result="present", snapshot=NAME, detail="in /home/.snapshots"
+)
 
 
 class Diverged:
@@ -90,7 +101,7 @@ CONFLICT = failed("rose", ConflictError(Diverged()))
 BUG = failed("tulip", KeyError("snapshots"))
 EVERY_OUTCOME = [
     SENT, SENT_IN_FULL, SENT_ON, SENT_NAMES, UNCHANGED, WOULD_SEND, WOULD_SEND_ALL, WOULD_SEND_SO_MUCH,
-    WOULD_SEND_THE_REST, UNREACHABLE, FULL, CONFLICT, BUG,
+    WOULD_SEND_THE_REST, FETCHED, WOULD_FETCH, PRESENT, UNREACHABLE, FULL, CONFLICT, BUG,
 ]  # fmt: skip
 
 
@@ -103,6 +114,7 @@ def report_of(outcomes: Sequence[JobOutcome]) -> RunReport:
     [
         ([], 0),
         ([SENT, UNCHANGED, WOULD_SEND], 0),
+        ([FETCHED, WOULD_FETCH, PRESENT], 0),
         ([UNREACHABLE], 5),
         ([UNREACHABLE, FULL, CONFLICT], 8),
         ([UNREACHABLE, BUG], 5),
@@ -110,7 +122,17 @@ def report_of(outcomes: Sequence[JobOutcome]) -> RunReport:
         ([SENT, UNREACHABLE], 1),
         ([UNCHANGED, FULL, UNREACHABLE], 1),
     ],
-    ids=["nothing", "all served", "one failure", "highest", "a bug beside", "a bug", "some", "most failed"],
+    ids=[
+        "nothing",
+        "all served",
+        "all fetched",
+        "one failure",
+        "highest",
+        "a bug beside",
+        "a bug",
+        "some",
+        "most failed",
+    ],
 )
 def test_the_exit_status_follows_from_the_outcomes(outcomes: list[JobOutcome], status: int) -> None:
     assert report_of(outcomes).exit_status == status
