@@ -197,8 +197,6 @@ def test_a_run_that_tries_again_outlives_a_silence_and_goes_on(silences: dict[st
     assert "the link was lost, tried again " in survived.outcome()["detail"]
     mirror.assert_mirrored(case.both, survived)
     assert case.both.snapshots() == case.both.backups()
-    # What was read again did not go over the line again.
-    assert survived.bytes_sent < mirror.BULK_BYTES + 5_000_000
 
 
 def test_a_second_target_is_reached_after_a_first_that_took_longer_than_any_banner_may(
