@@ -126,7 +126,7 @@ class _Fetch:
         directory = self._options.lock_directory
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         return Lock(
-            directory / f"{self._job}.fetch.lock", f"job {self._job} is being fetched already",
+            directory / f".fetch-{self._job}.lock", f"job {self._job} is being fetched already",
             run_id=self._options.run_id,
         )  # fmt: skip
 

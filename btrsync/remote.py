@@ -268,7 +268,12 @@ class Remote:
     def converse(self, conversation: Callable[[Wire], Result]) -> Result:
         """Return what comes of a conversation over the greeted wire that begins and ends here."""
         with self._explained():
-            return conversation(self._wire)
+            try:
+                return conversation(self._wire)
+            except RemoteError as error:
+                # The other end goes down, or has lost us.
+                self.is_lost = error.retryable
+                raise
 
     def wait_input(self, fd: int) -> None:
         """Wait until `fd` can be read. Raises UnreachableError if the target is lost meanwhile."""
