@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from btrsync.plan.fetching import can_clone_from_original
 from btrsync.stream.rewriting import Rewriter
 from btrsync.system import btrfs
 from btrsync.system.beneath import FilesBeneath
@@ -176,10 +177,16 @@ def test_a_clone_from_an_original_is_written_as_data_where_receive_cannot_make_i
     stream = (tmp_path / "stream").read_bytes()
     assert CLONE in {each.type for each in commands_of(stream)}
     stock = command.run(["btrfs", "receive", "-e", "-C", mirror.snapshots], input=stream, ok=None)
-    assert stock.returncode == 1
-    assert "did not find source subvol" in stock.stderr
+    # Which of the two this machine has, its btrfs-progs tell: Debian 12 has the one, 13 the other.
+    is_able = can_clone_from_original(btrfs.progs_version())
     left = btrfs.subvolume(mirror.snapshots / second)
-    assert (left.is_readonly, left.received_uuid) == (False, None), "a writable half is left"
+    if is_able:
+        assert stock.returncode == 0, stock.stderr
+        assert left.is_readonly
+    else:
+        assert stock.returncode == 1
+        assert "did not find source subvol" in stock.stderr
+        assert (left.is_readonly, left.received_uuid) == (False, None), "a writable half is left"
     lost(mirror, second)
 
     head = first_of(stream)
@@ -194,8 +201,10 @@ def test_a_clone_from_an_original_is_written_as_data_where_receive_cannot_make_i
 
     outcome = fetch(mirror)
     assert (outcome["kind"], outcome["send_parent"]) == ("incremental", first)
-    assert "of clones from the parent were written as data: btrfs-progs" in outcome["detail"]
-    assert outcome["bytes_sent"] < EDITED_BYTES // 2 < outcome["bytes_written"]
+    is_told = "of clones from the parent were written as data: btrfs-progs" in outcome["detail"]
+    assert is_told != is_able
+    assert outcome["bytes_sent"] < EDITED_BYTES // 2
+    assert (outcome["bytes_written"] > EDITED_BYTES // 2) != is_able
     assert manifest.difference(before, seen(mirror.snapshots / second)) == []
 
 
