@@ -17,41 +17,41 @@ if TYPE_CHECKING:
     from harness.bench.stage import Stage
     from harness.scenario import TwoHosts
 
-SCALE = 0.25
-"""Of the mixed tree, for each of the two."""
+SMALL_SCALE = 0.5
+"""Of the tree of small files, for each of the two: 25,000."""
 NOISE_BYTES = 256 << 20
 NOISE_FILES = 64
-LINE_BITS = 200_000_000
+LINE_BITS = 400_000_000
 JOBS = tuple(
     Job(name, Path("/home/foo", name), Path("/home/foo", name, "snapshots")) for name in ("share", "music")
 )
 
 
 def parallel_two(on: Stage) -> Row:
-    """Many small files: while one receive makes them, the other one's data come."""
-    return against_one(on, "parallel-two", parallel_hosts(on))
+    """Little data and many commands: `btrfs receive` makes files, on one core for each job."""
+    fill = functools.partial(sources.small_files, scale=SMALL_SCALE * on.scale)
+    return against_one(on, "parallel-two", on.hosts("parallel-small", fill, gib=4, jobs=JOBS))
 
 
-def parallel_two_200mbit(on: Stage) -> Row:
+def parallel_two_large(on: Stage) -> Row:
+    """Bytes that do not compress: either of them keeps two cores busy alone."""
+    return against_one(on, "parallel-two-large", large_hosts(on))
+
+
+def parallel_two_400mbit(on: Stage) -> Row:
     """The same over a line that either of them fills alone."""
-    both = parallel_hosts(on)
+    both = large_hosts(on)
     both.link.slow(LINE_BITS)
     try:
-        return against_one(on, "parallel-two-200mbit", both)
+        return against_one(on, "parallel-two-400mbit", both)
     finally:
         both.link.normal()
 
 
-def parallel_two_large(on: Stage) -> Row:
-    """Bytes that do not compress: either of them keeps both processors busy alone."""
+def large_hosts(on: Stage) -> TwoHosts:
+    """Return two hosts with two jobs that have noise, each."""
     fill = functools.partial(sources.noise, size_bytes=round(NOISE_BYTES * on.scale), files=NOISE_FILES)
-    return against_one(on, "parallel-two-large", on.hosts("parallel-large", fill, gib=4, jobs=JOBS))
-
-
-def parallel_hosts(on: Stage) -> TwoHosts:
-    """Return two hosts with two jobs that have a mixed tree each."""
-    fill = functools.partial(sources.mixed, scale=SCALE * on.scale)
-    return on.hosts("parallel", fill, gib=4, jobs=JOBS)
+    return on.hosts("parallel-large", fill, gib=4, jobs=JOBS)
 
 
 def against_one(on: Stage, name: str, both: TwoHosts) -> Row:
@@ -91,6 +91,6 @@ def forget(both: TwoHosts) -> None:
 
 ROWS: dict[str, Callable[[Stage], Row]] = {
     "parallel-two": parallel_two,
-    "parallel-two-200mbit": parallel_two_200mbit,
     "parallel-two-large": parallel_two_large,
+    "parallel-two-400mbit": parallel_two_400mbit,
 }

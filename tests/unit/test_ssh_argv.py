@@ -68,7 +68,7 @@ def test_the_users_options_are_stronger_than_our_defaults() -> None:
     assert (found["compression"], found["serveraliveinterval"], found["connecttimeout"]) == ("yes", "3", "99")
 
 
-def test_those_that_share_a_connection_are_one_master_and_others_who_cannot_make_their_own() -> None:
+def test_of_those_that_share_a_connection_one_makes_it_and_the_others_cannot() -> None:
     socket = Path("/run/btr sync/100%d/0")
     theirs = ["ControlMaster=auto", "ControlPersist=yes", "ProxyJump=gate"]
     first, further = (
