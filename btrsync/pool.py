@@ -269,7 +269,11 @@ class Pool:
         try:
             remote.renew()
             self._greet(remote)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, UnreachableError) and error.retryable:
+                # The connection that it would be a session of is gone again: it is made anew first.
+                self.lose(remote, error)
+                raise
             with self._changed:
                 self._used.discard(remote)
                 self._lost.add(remote)

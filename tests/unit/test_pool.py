@@ -191,6 +191,23 @@ def test_a_try_that_fails_fails_all_who_wait_for_it_and_who_gives_up_leaves_it_t
             third.open("daisy")
 
 
+def test_a_connection_that_is_gone_again_is_made_anew_before_the_sessions_over_it() -> None:
+    line = Line()
+    with pool_of(line, 2) as pool, pool.lease() as one, pool.lease() as other:
+        one.open("daisy")
+        other.open("daisy")
+        one.lose("daisy", LOST)
+        other.lose("daisy", LOST)
+        line.refuses[1] = LOST
+        with pytest.raises(UnreachableError):
+            other.reopen("daisy")
+        line.refuses.clear()
+        line.said.clear()
+        other.reopen("daisy")
+        greeted = [word for word in line.said if word.startswith("greet")]
+        assert greeted == ["greet 0", "greet 1"]
+
+
 def test_when_all_have_given_up_the_next_job_is_told_why() -> None:
     line = Line()
     with pool_of(line, 2) as pool:
