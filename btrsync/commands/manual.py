@@ -18,6 +18,7 @@ from btrsync.commands.config import read_sample
 from btrsync.commands.group import COMMANDS, group
 from btrsync.commands.statuses import EXIT_STATUSES
 from btrsync.config import CLIENT_FILE, SERVER_FILE
+from btrsync.config.array_fields import ArrayConfig
 from btrsync.config.fields import ClientEntry, JobConfig, ServerConfig, TargetConfig, describe
 from btrsync.config.reading import format_wanted
 
@@ -72,6 +73,11 @@ SERVER_TABLES: tuple[tuple[str, str, type[msgspec.Struct]], ...] = (
         "clients.NAME",
         "One client that may connect. Without any such table, every forced command may.",
         ClientEntry,
+    ),
+    (
+        "arrays.NAME",
+        "An array of encrypted disks. It has one of key_file, key_credential and their likes.",
+        ArrayConfig,
     ),
 )
 
@@ -185,7 +191,7 @@ def _table(heading: str, words: str, struct: type[msgspec.Struct]) -> Iterator[s
         yield f".SS [{_escape(heading)}]"
     yield from _text(words)
     for field in fields(struct):
-        if field.name in ("file", "clients"):
+        if field.name in ("file", "clients", "arrays"):
             continue
         wanted = format_wanted(field.type)
         if field.required:

@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 
 from btrsync.config import checks
+from btrsync.config.array_fields import ArrayConfig, array_problems, shared_array_problems
 from btrsync.config.fields import ClientConfig, ClientEntry, JobConfig, ServerConfig, TargetConfig
 from btrsync.config.reading import convert_table, read_table, readable_tables
 from btrsync.errors import ConfigError
@@ -13,6 +14,7 @@ from btrsync.errors import ConfigError
 __all__ = [
     "CLIENT_FILE",
     "SERVER_FILE",
+    "ArrayConfig",
     "ClientConfig",
     "ClientEntry",
     "JobConfig",
@@ -56,13 +58,17 @@ def load_server(path: Path = SERVER_FILE) -> ServerConfig:
     table = read_table(path, "server")
     problems: list[str] = []
     config = convert_table(table, ServerConfig, "", problems, {"file": path})
-    problems += checks.name_problems(table, ("clients",))
+    problems += checks.name_problems(table, ("clients", "arrays"))
     if table.get("clients") == {}:
         problems.append("clients: is empty, so no client could connect; name one, or remove the table")
     if isinstance(table.get("root"), str):
         problems += checks.path_problems("root", Path(table["root"]))
     problems += checks.checkpoint_problems(table.get("checkpoint_bytes"))
     problems += checks.server_directory_problems(readable_tables(table.get("clients"), ClientEntry))
+    arrays = readable_tables(table.get("arrays"), ArrayConfig)
+    for name, array in arrays.items():
+        problems += array_problems(f"arrays.{name}", array)
+    problems += shared_array_problems(arrays)
     if config is None or problems:
         raise ConfigError(path, problems)
     return config

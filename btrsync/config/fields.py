@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import fields
 
+from btrsync.config.array_fields import ArrayConfig
 from btrsync.errors import RefusedError
 from btrsync.plan.rates import HIGHEST_RATE, LOWEST_RATE
 
@@ -230,6 +231,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     clients: Annotated[
         dict[str, ClientEntry],
         Meta(description="The clients that may connect. Without this table, every forced command may."),
+    ] = msgspec.field(default_factory=dict)
+    arrays: Annotated[
+        dict[str, ArrayConfig],
+        Meta(description="Arrays of encrypted disks that `btrsync array` opens and closes."),
     ] = msgspec.field(default_factory=dict)
     file: Path | None = None
 

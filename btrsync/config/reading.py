@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from uuid import UUID
 
 import msgspec
 from msgspec import Meta
@@ -147,6 +148,8 @@ def format_wanted(hint: object) -> str:
         return " or ".join(f'"{choice}"' for choice in get_args(bare))
     if get_origin(bare) is tuple:
         return "a list of texts"
+    if bare is UUID:
+        return "a UUID in quotes, as blkid shows it"
     return "an absolute path in quotes" if bare is Path else "a text in quotes"
 
 

@@ -17,6 +17,7 @@ from msgspec.structs import fields
 
 from btrsync.commands.config import read_sample
 from btrsync.config import client_warnings, load_client, load_server
+from btrsync.config.array_fields import ArrayConfig
 from btrsync.config.checks import snapshot_name_problems
 from btrsync.config.fields import ClientEntry, JobConfig, ServerConfig, TargetConfig, describe
 from btrsync.errors import ConfigError, RefusedError
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 SAMPLES = Path(__file__).parent / "config"
 VALID = sorted((SAMPLES / "valid").glob("*.toml"))
 INVALID = sorted((SAMPLES / "invalid").glob("*.toml"))
-STRUCTS = [TargetConfig, JobConfig, ClientEntry, ServerConfig]
+STRUCTS = [TargetConfig, JobConfig, ClientEntry, ArrayConfig, ServerConfig]
 
 CLIENT = """
 [targets.daisy]
@@ -98,11 +99,17 @@ def test_what_a_packaged_sample_shows_as_default_is_the_default(tmp_path: Path) 
     job = config.jobs["share"]
     assert job == JobConfig(subvolume=job.subvolume, snapshots=job.snapshots, targets=job.targets)
     server = re.sub(r"(?m)^# (?=\[|[a-z_]+ = )", "", read_sample("server"))
+    # Each way to name the key is shown, and an array has one.
+    server = re.sub(r"(?m)^(key_credential|passphrase_file|passphrase_credential|hash) = .*$", "", server)
     loaded = load_server(written(tmp_path / "server.toml", server))
     shown = {name: getattr(loaded, name) for name in ServerConfig.__struct_fields__}
-    for name in ("root", "clients", "file", "io_class"):
+    for name in ("root", "clients", "arrays", "file", "io_class"):
         del shown[name]
     assert shown == {name: getattr(ServerConfig(root=loaded.root), name) for name in shown}
+    array = loaded.arrays["mirror"]
+    bare = ArrayConfig(members=array.members, mount_point=array.mount_point)
+    for name in ("type", "offset_sectors", "mapping_prefix"):
+        assert getattr(array, name) == getattr(bare, name)
     assert loaded.clients["workstation"].allow_fetch is ClientEntry().allow_fetch
     assert loaded.client_directory("workstation") == loaded.root / "workstation"
 
@@ -111,7 +118,7 @@ def test_what_a_packaged_sample_shows_as_default_is_the_default(tmp_path: Path) 
 def test_every_key_is_in_a_packaged_sample_and_has_a_description(struct: type[msgspec.Struct]) -> None:
     samples = read_sample("client") + read_sample("server")
     for field in fields(struct):
-        if field.name not in ("file", "clients"):
+        if field.name not in ("file", "clients", "arrays"):
             assert re.search(rf"(?m)^(# )?{field.name} = ", samples), field.name
             assert describe(struct, field.name).endswith(".")
 
@@ -213,9 +220,7 @@ def test_the_usual_pattern_is_accepted() -> None:
     assert not list(snapshot_name_problems("key", "snapshot-%Y%m%d%H%M%S"))
 
 
-KEYS = sorted(
-    {name for struct in STRUCTS for name in struct.__struct_fields__} | {"targets", "jobs", "clients", "x"}
-)
+KEYS = sorted({name for struct in STRUCTS for name in struct.__struct_fields__} | {"targets", "jobs", "x"})
 VALUES = st.recursive(
     st.one_of(st.booleans(), st.integers(-(2**63), 2**63 - 1), st.text("a/%-.Y\u3042", max_size=8)),
     lambda inner: st.one_of(
