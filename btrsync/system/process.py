@@ -41,6 +41,7 @@ USUAL_DIRECTORIES: Final = (
 PACKAGES: Final = {
     "btrfs": "btrfs-progs", "ssh": "openssh-client", "ssh-keygen": "openssh-client",
     "ionice": "util-linux", "prlimit": "util-linux", "setpriv": "util-linux",
+    "mount": "mount", "umount": "mount", "cryptsetup": "cryptsetup-bin", "dmsetup": "dmsetup",
 }  # fmt: skip
 """Debian's package for each program that this project starts."""
 
