@@ -25,16 +25,6 @@ BLOCK_BYTES = 4096
 def tree_files(tree: Path) -> list[Path]:
     """Return the files of a working tree, relative to it: what git tracks or would, else all but litter."""
     argv = ["git", "-c", "safe.directory=*", "-C", str(tree), "ls-files", "-z", "--cached", "--others"]
-        "git",
-        "-c",
-        "safe.directory=*",
-        "-C",
-        tree,
-        "ls-files",
-        "-z",
-        "--cached",
-        "--others",
-    ]
     try:
         listed = command.run([*argv, "--exclude-standard"], ok=None)
     except FileNotFoundError:
