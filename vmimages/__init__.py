@@ -1,1 +1,1 @@
-"""Virtual machines for the tests: images from Debian's packages, booted by User Mode Linux or QEMU, without root."""
+"""Virtual machines for the tests: from Debian's packages, by User Mode Linux or QEMU, without root."""
