@@ -54,16 +54,17 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         return self.kind == "whole"
 
 
-def judge(views: Sequence[MemberView], uuid: UUID | None) -> Verdict:
+def judge(views: Sequence[MemberView], uuid: UUID | None, *, accepts_stale: bool = False) -> Verdict:
     """Return the one verdict on the members, in the order of the configuration, the worst first.
 
     uuid: of the filesystem that is configured; None where none is yet, so that nothing is mounted.
+    accepts_stale: a stale disk is no reason to refuse, and one to scrub.
     """
     return (
         _unreadable(views)
         or _foreign(views, uuid)
         or _doubled(views)
-        or _stale(views)
+        or (None if accepts_stale else _stale(views))
         or _missing(views)
         or _whole(views)
     )
@@ -236,10 +237,10 @@ def _whole(views: Sequence[MemberView]) -> Verdict:
             f"{_these(absent)} not there, and the filesystem is complete without: take it out of members"
         )
     behind = [device for device, block in present if block.generation != _newest(views)]
-    if behind:
-        notes.append(
-            f"{_these(behind)} one generation behind, as after a power cut: the array should be scrubbed"
-        )
+    if behind and _stale(views):
+        notes.append(f"{_these(behind)} stale, and taken up as asked: scrub the array before anything else")
+    elif behind:
+        notes.append(f"{_these(behind)} one generation behind, as after a power cut: scrub the array")
     count = len(present)
     return Verdict(
         kind="whole",

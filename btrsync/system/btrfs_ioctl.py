@@ -21,13 +21,19 @@ IOC_GET_DEV_STATS: Final = 0xC4089434
 
 FS_INFO_BYTES: Final = 1024
 DEV_INFO_BYTES: Final = 4096
+DEV_PATH_AT: Final = DEV_INFO_BYTES - 1024
 DEV_STATS_BYTES: Final = 1032
 DEV_STATS_COUNTERS: Final = 5
 SPACE_SLOTS: Final = 64
 """Kinds of chunk times profiles: a handful, and a few more while a balance converts."""
 
 BLOCK_GROUP_DATA: Final = 1
+BLOCK_GROUP_SYSTEM: Final = 2
 BLOCK_GROUP_METADATA: Final = 4
+PROFILES: Final = {
+    1 << 3: "raid0", 1 << 4: "raid1", 1 << 5: "dup", 1 << 6: "raid10",
+    1 << 7: "raid5", 1 << 8: "raid6", 1 << 9: "raid1c3", 1 << 10: "raid1c4",
+}  # fmt: skip
 SPACE_INFO_GLOBAL_RSV: Final = 1 << 49
 """Not chunks, but a reserve inside those of metadata, listed beside them."""
 
@@ -41,11 +47,12 @@ class FilesystemInfo(msgspec.Struct, frozen=True):
 
 
 class Device(msgspec.Struct, frozen=True):
-    """struct btrfs_ioctl_dev_info_args; `used_bytes` is what chunks take on it."""
+    """struct btrfs_ioctl_dev_info_args; `used_bytes` is what chunks take on it, `path` empty if missing."""
 
     devid: int
     used_bytes: int
     total_bytes: int
+    path: str = ""
 
     @property
     def unallocated_bytes(self) -> int:
@@ -64,8 +71,17 @@ class Chunks(msgspec.Struct, frozen=True):
         return self.total_bytes - self.used_bytes
 
     @property
+    def profile(self) -> str:
+        """How it is spread over devices, in the words of mkfs.btrfs: "single" without a flag."""
+        return next((name for flag, name in PROFILES.items() if self.flags & flag), "single")
+
+    @property
     def holds_data(self) -> bool:
         return bool(self.flags & BLOCK_GROUP_DATA)
+
+    @property
+    def holds_system(self) -> bool:
+        return bool(self.flags & BLOCK_GROUP_SYSTEM)
 
     @property
     def holds_metadata(self) -> bool:
@@ -109,7 +125,8 @@ def devices(fd: int) -> list[Device]:
                 raise
             continue
         used, total = struct.unpack_from("=QQ", block, 24)
-        found.append(Device(devid, used, total))
+        path = bytes(block[DEV_PATH_AT:]).split(b"\0")[0].decode(errors="surrogateescape")
+        found.append(Device(devid, used, total, path))
     return found
 
 

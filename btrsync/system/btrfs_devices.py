@@ -1,0 +1,150 @@
+"""Block devices as members of btrfs: their superblocks, the kernel's list of them, how they do when mounted.
+
+Host commands used: `btrfs`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+import msgspec
+
+from btrsync.errors import StorageError
+from btrsync.plan.superblock import (
+    SUPERBLOCK_BYTES,
+    SUPERBLOCK_OFFSET,
+    Absence,
+    Superblock,
+    parse_superblock,
+)
+from btrsync.system import btrfs_ioctl, process
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SCRUB_RECORDS: Final = Path("/var/lib/btrfs")
+SCAN_TIMEOUT_S: Final = 60.0
+
+
+class MountedMember(msgspec.Struct, frozen=True):
+    """One device of a mounted filesystem. errors: of write, read, flush, corruption, generation."""
+
+    devid: int
+    path: str
+    total_bytes: int
+    used_bytes: int
+    errors: tuple[int, ...]
+
+    @property
+    def is_missing(self) -> bool:
+        return not self.path
+
+
+class Allocation(msgspec.Struct, frozen=True):
+    """Chunks of one kind, "data", "metadata" or "system", in one profile."""
+
+    kind: str
+    profile: str
+    total_bytes: int
+    used_bytes: int
+
+
+def read_superblock(device: Path) -> Superblock | Absence:
+    """Return the superblock of a device, or why there is none. Raises StorageError if it cannot be read."""
+    try:
+        fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return parse_superblock(os.pread(fd, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise StorageError(
+            f"cannot read {device}: {os.strerror(error.errno or 0).lower()}",
+            hint="the kernel log tells whether the disk is failing: dmesg",
+        ) from error
+
+
+def scan(devices: Sequence[Path]) -> None:
+    """Tell the kernel of these members and of no others; without, it finds only the device it mounts.
+
+    Raises CommandError. Source: measured, in another order of disks the mount fails with ENOENT.
+    """
+    process.run(["btrfs", "device", "scan", *map(os.fspath, devices)], timeout_s=SCAN_TIMEOUT_S)
+
+
+def forget(devices: Sequence[Path]) -> None:
+    """Let the kernel forget these members, if it knew them and they are not mounted; never fails."""
+    for device in devices:
+        # Status 1: it did not know it, or it is mounted.
+        argv = ["btrfs", "device", "scan", "--forget", os.fspath(device)]
+        process.run(argv, ok=(0, 1), timeout_s=SCAN_TIMEOUT_S)
+
+
+def mounted_fsid(path: Path) -> UUID | None:
+    """Return the UUID of the btrfs that holds `path`, None if it is another filesystem."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return UUID(bytes=btrfs_ioctl.filesystem_info(fd).fsid)
+        finally:
+            os.close(fd)
+    except OSError:
+        return None
+
+
+def mounted_members(path: Path) -> tuple[MountedMember, ...]:
+    """Return the devices of the btrfs mounted at `path`, missing ones too. Raises StorageError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return tuple(
+                MountedMember(
+                    device.devid,
+                    device.path,
+                    device.total_bytes,
+                    device.used_bytes,
+                    btrfs_ioctl.error_counters(fd, device.devid),
+                )
+                for device in btrfs_ioctl.devices(fd)
+            )
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise StorageError(
+            f"cannot read the devices of {path}: {os.strerror(error.errno or 0).lower()}"
+        ) from error
+
+
+def allocations(path: Path) -> tuple[Allocation, ...]:
+    """Return what is allocated of the btrfs at `path`, for each kind and profile. Raises StorageError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            chunks = btrfs_ioctl.chunks(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise StorageError(
+            f"cannot read the chunks of {path}: {os.strerror(error.errno or 0).lower()}"
+        ) from error
+    return tuple(
+        Allocation(kind, chunk.profile, chunk.total_bytes, chunk.used_bytes)
+        for chunk in chunks
+        for kind, is_it in (
+            ("data", chunk.holds_data),
+            ("metadata", chunk.holds_metadata),
+            ("system", chunk.holds_system),
+        )
+        if is_it
+    )
+
+
+def scrub_record(fsid: UUID, directory: Path = SCRUB_RECORDS) -> str | None:
+    """Return what btrfs-scrub(8) has written down of the last scrub, None if there was none."""
+    try:
+        return (directory / f"scrub.status.{fsid}").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
