@@ -17,10 +17,19 @@ if TYPE_CHECKING:
 GREETING = b"btrsync-agent\n"
 LENGTH = struct.Struct(">I")
 PIECE_BYTES = 1 << 16
+WINDOW = 1024
+WINDOWS = 2
+"""How much may be under way: see guest/agent.py."""
+SLOWEST_BYTES_S = 100_000
+LISTEN_S = 60.0
 
 
 class ChannelEnded(Exception):
     """The guest closed the channel, or there is no guest any more."""
+
+
+class ChannelDeaf(Exception):
+    """The guest does not take in what it is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +54,7 @@ class Channel:
         self._greeted = False
         self._answers: dict[int, Answer] = {}
         self._last = 0
+        self._room = WINDOW * WINDOWS
 
     def close(self) -> None:
         """Close both ends."""
@@ -87,16 +97,19 @@ class Channel:
         self._last += 1
         body = json.dumps({"id": self._last, **request}).encode()
         view = memoryview(LENGTH.pack(len(body)) + body)
-        deadline = time.monotonic() + 60 + len(body) / 100_000
+        deadline = time.monotonic() + LISTEN_S + len(body) / SLOWEST_BYTES_S
         while view:
-            try:
-                view = view[self.ours.send(view[:PIECE_BYTES]) :]
-            except BlockingIOError:
+            if self._room == 0:
                 if time.monotonic() > deadline:
-                    raise TimeoutError("the guest does not listen to its control channel") from None
-                select.select([], [self.ours], [], 0.1)
+                    raise ChannelDeaf
+                self._pump(0.1)
+                continue
+            try:
+                sent = self.ours.send(view[: self._room])
             except (BrokenPipeError, ConnectionResetError):
                 raise ChannelEnded from None
+            view = view[sent:]
+            self._room -= sent
         return self._last
 
     def _pump(self, wait_s: float) -> None:
@@ -122,6 +135,10 @@ class Channel:
             del self._heard[: at + len(GREETING)]
         while len(self._heard) >= LENGTH.size:
             (size,) = LENGTH.unpack_from(self._heard)
+            if size == 0:
+                self._room += WINDOW
+                del self._heard[: LENGTH.size]
+                continue
             if len(self._heard) < LENGTH.size + size:
                 return
             said = json.loads(self._heard[LENGTH.size : LENGTH.size + size])

@@ -44,7 +44,7 @@ from harness import wait
 from harness.command import CommandFailed, Completed
 from vmimages import results, work
 from vmimages.boot import FIXED_DRIVES, Boot, Drive
-from vmimages.control import Answer, Channel, ChannelEnded
+from vmimages.control import Answer, Channel, ChannelDeaf, ChannelEnded
 from vmimages.errors import VmError
 from vmimages.running import GuestEnded, GuestHung, Running, give
 
@@ -390,6 +390,8 @@ class Machine:
         running, _ = self._guest()
         try:
             value = step()
+        except ChannelDeaf:
+            raise GuestHung(f"{self.name} takes no more commands", running.text()) from None
         except ChannelEnded:
             # The end of the channel comes before the guest's: its last words are worth a moment.
             with contextlib.suppress(GuestHung):
