@@ -1,4 +1,4 @@
-"""An image from its description: the root disk and the kernels, kept under the hash of what they are made of."""
+"""An image from its description: root disk and kernels, kept under the hash of what they are made of."""
 
 from __future__ import annotations
 
@@ -100,8 +100,7 @@ def _ready(cache: Cache, wanted: ImageSpec, packages: Resolution) -> Image | Non
     for backend, version in facts["versions"].items():
         home = folder / backend
         if backend == "uml":
-            environment = {"LD_LIBRARY_PATH": str(home)}
-            found[backend] = Kernel(home / "linux.uml", None, version, environment, home)
+            found[backend] = Kernel(home / "linux.uml", None, version, {}, home)
         else:
             found[backend] = Kernel(home / "vmlinuz", None, version, {}, None)
     return Image(wanted.name, key, folder / ROOT_DISK, found, packages.python, packages.progs)

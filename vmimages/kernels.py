@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
     from vmimages.cache import Cache
     from vmimages.packages import Package
 
-LINKER = b"/lib64/ld-linux-x86-64.so.2\0"
-OWN_LINKER = "ld.so"
-LIBC = "libc.so.6"
+LINKER = "/lib64/ld-linux-x86-64.so.2"
+OWN_LINKER = "./ld.so"
+LIBRARY = re.compile(rb"(?<=\0)(lib[a-z]+\.so)\.\d(?=\0)")
 LEFT_OUT = tuple(
     f"*/kernel/{folder}"
     for folder in (
@@ -36,27 +37,39 @@ LEFT_OUT = tuple(
 def uml(cache: Cache, kernel: Sequence[Package], libc: Sequence[Package], target: Path, tree: Path) -> str:
     """Put User Mode Linux into the new directory `target` and its modules into `tree`; return its version.
 
-    It is made to be started with `target` as working directory, where the linker and the C library it
-    was built against are: this host's may be older, and an interpreter's path has 27 characters.
+    It must be started with `target` as working directory, for there are the linker and the C library
+    that it was built against: this host's may be older. It needs no environment for that.
     """
     target.mkdir()
     unpacked = target / "unpacked"
     packages.unpack(cache, [*kernel, *libc], _made(unpacked), LEFT_OUT + root.LEFT_OUT)
-    program = (unpacked / "usr/bin/linux.uml").read_bytes()
-    if program.count(LINKER) != 1:
-        raise VmError("linux.uml names its interpreter otherwise than expected")
-    own = f"./{OWN_LINKER}".encode()
-    (target / "linux.uml").write_bytes(program.replace(LINKER, own.ljust(len(LINKER), b"\0")))
-    for name, kept in ((Path(LINKER.rstrip(b"\0").decode()).name, OWN_LINKER), (LIBC, LIBC)):
-        files = [file for file in unpacked.rglob(name) if file.is_file() and not file.is_symlink()]
-        # Debian 11 names the files by their version, and these are links within one directory.
-        files += [file.parent / file.readlink().name for file in unpacked.rglob(name) if file.is_symlink()]
-        shutil.copyfile(next(file for file in files if file.exists()), target / kept)
-    for name in ("linux.uml", OWN_LINKER, LIBC):
-        (target / name).chmod(0o755)
+    program, needed = with_own_libraries((unpacked / "usr/bin/linux.uml").read_bytes())
+    (target / "linux.uml").write_bytes(program)
+    folder = unpacked / "lib/x86_64-linux-gnu"
+    if not folder.exists():
+        folder = unpacked / "usr" / folder.relative_to(unpacked)
+    for name, own in {Path(LINKER).name: OWN_LINKER, **needed}.items():
+        shutil.copyfile(folder / name, target / own)
+    for file in target.iterdir():
+        if file != unpacked:
+            file.chmod(0o755)
     version = _take_modules(unpacked, tree)
     shutil.rmtree(unpacked)
     return version
+
+
+def with_own_libraries(program: bytes) -> tuple[bytes, dict[str, str]]:
+    """Return a program that takes its linker and its libraries from its working directory.
+
+    Also the libraries' names there, by their names elsewhere. All stay in place and as long as they
+    were: `libc.so.6` becomes `./libc.so`. Raises VmError if the program is linked otherwise.
+    """
+    linker = LINKER.encode() + b"\0"
+    if program.count(linker) != 1 or not LIBRARY.search(program):
+        raise VmError("linux.uml names its interpreter or its libraries otherwise than expected")
+    needed = {match[0].decode(): f"./{match[1].decode()}" for match in LIBRARY.finditer(program)}
+    changed = LIBRARY.sub(rb"./\1", program)
+    return changed.replace(linker, OWN_LINKER.encode().ljust(len(linker), b"\0")), needed
 
 
 def qemu(cache: Cache, kernel: Sequence[Package], target: Path, tree: Path) -> str:

@@ -220,8 +220,9 @@ def unpack(cache: Cache, packages: Iterable[Package], target: Path, exclude: Seq
     link to `usr/bin`), which `dpkg-deb --extract` alone does not do.
     """
     # fmt: off
-    tar: list[command.Word] = ["tar", "--extract", "--file=-", "--directory", target, "--preserve-permissions", "--no-same-owner",
-           "--keep-directory-symlink", *(f"--exclude={word}" for word in exclude)]
+    tar = ["tar", "--extract", "--file=-", f"--directory={target}",
+           "--preserve-permissions", "--no-same-owner", "--keep-directory-symlink",
+           *(f"--exclude={word}" for word in exclude)]
     # fmt: on
     for package in packages:
         with _contents(path_of(cache, package)) as contents, command.spawn(tar, stdin=contents) as unpacking:
