@@ -35,7 +35,10 @@ GUEST_FILES = ("init",)
 KEPT = 3
 ROOT_DISK = "root.ext4"
 FACTS = "facts.json"
-TOOLS = {"apt-get": "apt", "dpkg-deb": "dpkg", "tar": "tar", "mke2fs": "e2fsprogs", "debugfs": "e2fsprogs"}
+# fmt: off
+TOOLS = {"apt-get": "apt", "dpkg-deb": "dpkg", "tar": "tar", "mke2fs": "e2fsprogs", "debugfs": "e2fsprogs",
+         "setpriv": "util-linux"}
+# fmt: on
 
 
 def build_image(
@@ -72,6 +75,14 @@ def build_image(
             image = _ready(cache, wanted, now)
     assert image is not None, "what was just built is not there"
     return image
+
+
+def find_image(name: str, cache: Cache | None = None) -> Image | None:
+    """Return an image if the cache has it as it was last resolved, whether newer packages exist or not."""
+    wanted = spec.load(name)
+    cache = cache or Cache(caches.default())
+    known = resolution.held(cache, wanted)
+    return _ready(cache, wanted, known) if known else None
 
 
 def root_key(packages: Resolution) -> str:
@@ -118,10 +129,10 @@ def _build(cache: Cache, wanted: ImageSpec, packages: Resolution, say: Callable[
             aside.rename(made)
         caches.keep_newest(made.parent, KEPT)
     with cache.aside() as aside:
-        # Kernels never change under their name, so both can have the same files.
+        # What lies there is never written to, so both can have the same files.
         shutil.copytree(made, aside, copy_function=_link, dirs_exist_ok=True)
         (aside / ROOT_DISK).unlink()
-        command.run(["cp", "--reflink=auto", "--sparse=always", made / ROOT_DISK, aside / ROOT_DISK])
+        rootdisk.copy(made / ROOT_DISK, aside / ROOT_DISK)
         rootdisk.add(aside / ROOT_DISK, root.GUEST, {name: GUEST / name for name in GUEST_FILES})
         final = cache.images / wanted.name / image_key(key)
         final.parent.mkdir(exist_ok=True)

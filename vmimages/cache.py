@@ -62,8 +62,16 @@ class Cache:
     def locked(self, say: Callable[[str], None]) -> Iterator[None]:
         """Be the only one that changes the cache; waits for another who does.
 
-        What a killed builder left behind is removed first. The lock goes with the process.
+        What a killed builder left behind is removed first. The lock goes with the process. What is
+        made meanwhile can be read by all: a guest runs as a user of its own.
         """
+        umask = os.umask(0o022)
+        try:
+            yield from self._locked(say)
+        finally:
+            os.umask(umask)
+
+    def _locked(self, say: Callable[[str], None]) -> Iterator[None]:
         self.ensure()
         descriptor = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
         try:

@@ -1,6 +1,6 @@
 """Debian packages without root: apt with a private state resolves and verifies, we keep what it downloads.
 
-Host commands used: `apt-get`, `apt-cache`, `apt-config`, `dpkg-deb`.
+Host commands used: `apt-get`, `apt-cache`, `apt-config`, `dpkg-deb`, `tar`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from harness import command
+from vmimages.bound import bound
 from vmimages.cache import remove
 from vmimages.errors import VmError
 
@@ -200,7 +201,7 @@ class Archive:
         self, *argv: str, timeout_s: float = RESOLVE_TIMEOUT_S, cwd: Path | None = None
     ) -> command.Completed:
         env = {**network_environment(), "APT_CONFIG": os.fspath(self._settings)}
-        done = command.run(argv, ok=None, timeout_s=timeout_s, env=env, cwd=cwd)
+        done = command.run(bound(argv), ok=None, timeout_s=timeout_s, env=env, cwd=cwd)
         if done.returncode != 0:
             said = [line for line in done.stderr.splitlines() if line.startswith("E:")]
             told = "; ".join(said) or done.stderr.strip() or f"exit status {done.returncode}"
@@ -225,7 +226,10 @@ def unpack(cache: Cache, packages: Iterable[Package], target: Path, exclude: Seq
            *(f"--exclude={word}" for word in exclude)]
     # fmt: on
     for package in packages:
-        with _contents(path_of(cache, package)) as contents, command.spawn(tar, stdin=contents) as unpacking:
+        with (
+            _contents(path_of(cache, package)) as contents,
+            command.spawn(bound(tar), stdin=contents) as unpacking,
+        ):
             status = unpacking.wait(UNPACK_TIMEOUT_S)
             if status != 0:
                 raise command.CommandFailed(unpacking.completed(), f"{package.name} was not unpacked")
@@ -238,7 +242,9 @@ def _contents(file: Path) -> Iterator[int]:
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, reading)
         try:
-            process = stack.enter_context(command.spawn(["dpkg-deb", "--fsys-tarfile", file], stdout=writing))
+            process = stack.enter_context(
+                command.spawn(bound(["dpkg-deb", "--fsys-tarfile", file]), stdout=writing)
+            )
         finally:
             os.close(writing)
         yield reading

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import command
 from vmimages import root
+from vmimages.bound import bound
 from vmimages.errors import VmError
 from vmimages.packages import network_environment
 
@@ -105,7 +106,7 @@ def compile_all(version: str, tree: Path) -> None:
              *map(str, folders)]
     # fmt: on
     program = tree / "usr/bin" / f"python{version}"
-    command.run(root.guest_argv(tree, program, *words), timeout_s=COMPILE_TIMEOUT_S)
+    command.run(bound(root.guest_argv(tree, program, *words)), timeout_s=COMPILE_TIMEOUT_S)
 
 
 def _platform(version: str) -> list[str]:
@@ -117,7 +118,7 @@ def _platform(version: str) -> list[str]:
 
 def _pip(*words: str) -> None:
     argv = [sys.executable, "-m", "pip", words[0], "--quiet", "--disable-pip-version-check", *words[1:]]
-    done = command.run(argv, ok=None, timeout_s=DOWNLOAD_TIMEOUT_S, env=network_environment())
+    done = command.run(bound(argv), ok=None, timeout_s=DOWNLOAD_TIMEOUT_S, env=network_environment())
     if done.returncode != 0:
         said = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
         raise VmError(f"pip {words[0]} failed: {'; '.join(said) or done.stderr.strip()[-400:]}")

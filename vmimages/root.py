@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from harness import command
 from vmimages import packages
+from vmimages.bound import bound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -116,5 +117,5 @@ def depmod(root: Path, version: str) -> None:
     with_name = root.parent / "depmod"
     with_name.unlink(missing_ok=True)
     with_name.symlink_to(root / "usr/bin/kmod")
-    command.run(guest_argv(root, with_name, "-b", os.fspath(root), version), timeout_s=120)
+    command.run(bound(guest_argv(root, with_name, "-b", os.fspath(root), version)), timeout_s=120)
     with_name.unlink()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import command
+from vmimages.bound import bound
 from vmimages.errors import VmError
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ def make(root: Path, image: Path) -> None:
     blocks = (size_bytes + size_bytes // 16 + SLACK_BYTES) // BLOCK_BYTES
     # fmt: off
     command.run(
-        ["mke2fs", "-q", "-t", "ext4", "-L", "root", "-b", str(BLOCK_BYTES), "-O", FEATURES, "-m", "0",
-         "-N", str(len(paths) + SPARE_INODES), "-d", root, image, str(blocks)],
+        bound(["mke2fs", "-q", "-t", "ext4", "-L", "root", "-b", str(BLOCK_BYTES), "-O", FEATURES, "-m", "0",
+         "-N", str(len(paths) + SPARE_INODES), "-d", root, image, str(blocks)]),
         timeout_s=TIMEOUT_S,
     )
     # fmt: on
@@ -47,6 +48,11 @@ def add(image: Path, folder: str, files: Mapping[str, Path]) -> None:
         lines += [f"write {_quoted(file)} {name}", f"sif {name} mode {mode}"]
         lines += [f"sif {name} {field} 0" for field in ("uid", "gid")]
     _debugfs(image, lines)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy an image, sharing its blocks where the filesystem can."""
+    command.run(bound(["cp", "--reflink=auto", "--sparse=always", source, target]), timeout_s=TIMEOUT_S)
 
 
 def _own_by_root(root: Path, paths: list[Path], image: Path) -> None:
@@ -74,7 +80,7 @@ def _quoted(path: Path) -> str:
 def _debugfs(image: Path, lines: list[str]) -> None:
     """Let debugfs do what it is told; raises VmError with its words, for its exit status is always 0."""
     script = "".join(f"{line}\n" for line in lines)
-    done = command.run(["debugfs", "-w", "-f", "-", image], input=script, timeout_s=TIMEOUT_S)
+    done = command.run(bound(["debugfs", "-w", "-f", "-", image]), input=script, timeout_s=TIMEOUT_S)
     said = [line for line in done.stderr.splitlines() if line and not line.startswith("debugfs 1.")]
     if said:
         raise VmError(f"debugfs could not write to {image}: {'; '.join(said[:3])}")
