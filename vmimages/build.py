@@ -61,7 +61,7 @@ def build_image(
     cache = cache or Cache(caches.default())
     say = say or _say
     known = resolution.held(cache, wanted)
-    if known and not refresh and known.is_fresh(time.time()) and (image := _ready(cache, wanted, known)):
+    if known and not refresh and known.is_fresh and (image := _ready(cache, wanted, known)):
         return image
     _check_host()
     with cache.locked(say):
@@ -92,14 +92,14 @@ def root_key(packages: Resolution) -> str:
     return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def image_key(root: str, guest: Path = GUEST) -> str:
-    """Return the hash of an image: its root and the guest's own files."""
+def image_key(root: str, guest: Path) -> str:
+    """Return the hash of an image: its root and the guest's own files, which lie in `guest`."""
     words = [root, *((name, (guest / name).read_text()) for name in GUEST_FILES)]
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:24]
 
 
 def _ready(cache: Cache, wanted: ImageSpec, packages: Resolution) -> Image | None:
-    key = image_key(root_key(packages))
+    key = image_key(root_key(packages), GUEST)
     folder = cache.images / wanted.name / key
     try:
         facts = json.loads((folder / FACTS).read_text())
@@ -134,7 +134,7 @@ def _build(cache: Cache, wanted: ImageSpec, packages: Resolution, say: Callable[
         (aside / ROOT_DISK).unlink()
         rootdisk.copy(made / ROOT_DISK, aside / ROOT_DISK)
         rootdisk.add(aside / ROOT_DISK, root.GUEST, {name: GUEST / name for name in GUEST_FILES})
-        final = cache.images / wanted.name / image_key(key)
+        final = cache.images / wanted.name / image_key(key, GUEST)
         final.parent.mkdir(exist_ok=True)
         aside.rename(final)
     caches.keep_newest(final.parent, KEPT)

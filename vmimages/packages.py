@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -143,13 +144,17 @@ class Archive:
         return archive
 
     @property
-    def is_empty(self) -> bool:
-        """Whether no index was ever fetched."""
-        return not any(self._state.glob("lists/*Packages*"))
+    def updated_s(self) -> float:
+        """When the indexes of these very suites were fetched, in seconds since 1970; 0 if never."""
+        stamp = self._state / "updated"
+        if stamp.exists() and stamp.read_text() == (self._state / "sources.list").read_text():
+            return stamp.stat().st_mtime
+        return 0
 
     def update(self) -> None:
         """Fetch the suites' indexes and verify their signatures; raises VmError with apt's own words."""
         self._apt("apt-get", "update", "-qq", "--error-on=any", timeout_s=UPDATE_TIMEOUT_S)
+        shutil.copyfile(self._state / "sources.list", self._state / "updated")
 
     def resolve(self, words: Iterable[str]) -> list[Package]:
         """Return the named packages and all that they depend on."""
@@ -203,8 +208,8 @@ class Archive:
         env = {**network_environment(), "APT_CONFIG": os.fspath(self._settings)}
         done = command.run(bound(argv), ok=None, timeout_s=timeout_s, env=env, cwd=cwd)
         if done.returncode != 0:
-            said = [line for line in done.stderr.splitlines() if line.startswith("E:")]
-            told = "; ".join(said) or done.stderr.strip() or f"exit status {done.returncode}"
+            said = [line.removeprefix("E: ") for line in done.stderr.splitlines() if line.startswith("E: ")]
+            told = next(iter(said), done.stderr.strip() or f"exit status {done.returncode}")
             raise VmError(f"{' '.join(argv[:2])} for {self._name} failed: {told}")
         return done
 

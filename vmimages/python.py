@@ -64,15 +64,18 @@ def parse_version(names: Sequence[str]) -> str:
 
 
 def fetch(cache: Cache, version: str) -> dict[str, str]:
-    """Download the wheels for a Python; return their hashes by file name.
+    """Download those wheels for a Python that the cache lacks; return the hashes of all by file name.
 
-    pip judges `python_version` in a requirement's condition by the Python it runs on, not the guest's.
+    All versions are pinned, so the network is asked only if the cache has not all of them. pip judges
+    `python_version` in a requirement's condition by the Python it runs on, not the guest's.
     """
     with cache.aside() as aside:
-        # fmt: off
-        _pip("download", "--dest", str(aside), *_platform(version), "--find-links", str(cache.wheels),
-             "--constraint", str(CONSTRAINTS), *wanted())
-        # fmt: on
+        words = ["--dest", str(aside), "--find-links", str(cache.wheels), "--constraint", str(CONSTRAINTS)]
+        words += [*_platform(version), *wanted()]
+        try:
+            _pip("download", "--no-index", *words)
+        except VmError:
+            _pip("download", *words)
         found = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in aside.glob("*.whl")}
         for name in found:
             (aside / name).replace(cache.wheels / name)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from vmimages.spec import ImageSpec
 
 FRESH_S = 24 * 3600
+RETRY_S = 3600
+"""Where the mirrors could not be reached, they are asked again after an hour, not at each build."""
 LIBC = "libc6"
 
 
@@ -28,8 +30,8 @@ class Resolution:
     """What an image consists of.
 
     groups: packages of "root", of the kernels "uml" and "qemu", of the "libc" that linux.uml needs.
-    wheels: hashes by file name. asked: hash of what was asked for. checked_s: when the indexes were
-    last fetched, in seconds since 1970.
+    wheels: hashes by file name. asked: hash of what was asked for. checked_s: when the oldest of the
+    indexes was fetched, in seconds since 1970, or a time that lets us ask for a newer one in an hour.
     """
 
     groups: dict[str, list[Package]]
@@ -39,9 +41,15 @@ class Resolution:
     asked: str
     checked_s: float
 
-    def is_fresh(self, now_s: float) -> bool:
-        """Return whether the indexes are younger than a day; a clock that was put back makes them old."""
-        return 0 <= now_s - self.checked_s < FRESH_S
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the indexes are younger than a day."""
+        return is_recent(self.checked_s)
+
+
+def is_recent(when_s: float) -> bool:
+    """Return whether a time in seconds since 1970 was within the last day; one to come was not."""
+    return 0 <= time.time() - when_s < FRESH_S
 
 
 def asked(wanted: ImageSpec) -> str:
@@ -69,17 +77,16 @@ def current(cache: Cache, wanted: ImageSpec, *, refresh: bool, say: Callable[[st
     what is there is used, and said.
     """
     known = held(cache, wanted)
-    if known and not refresh and known.is_fresh(time.time()) and _is_complete(cache, known):
+    if known and not _is_complete(cache, known):
+        known = None
+    if known and known.is_fresh and not refresh:
         return known
     try:
-        resolution = _resolve(
-            cache, wanted, say, update=refresh or known is None or not known.is_fresh(time.time())
-        )
+        resolution = _resolve(cache, wanted, say, refresh=refresh)
     except VmError as error:
-        if known is None or not _is_complete(cache, known):
+        if known is None:
             raise
-        day = time.strftime("%F", time.localtime(known.checked_s))
-        say(f"{wanted.name}: the packages of {day} are used, for newer ones cannot be had: {error}")
+        say(f"{wanted.name}: built from what was downloaded before: {error}")
         return known
     with cache.aside() as aside:
         written = aside / "resolution"
@@ -95,15 +102,14 @@ def _is_complete(cache: Cache, resolution: Resolution) -> bool:
     )
 
 
-def _resolve(cache: Cache, wanted: ImageSpec, say: Callable[[str], None], *, update: bool) -> Resolution:
+def _resolve(cache: Cache, wanted: ImageSpec, say: Callable[[str], None], *, refresh: bool) -> Resolution:
     archives: dict[str, Archive] = {}
 
     def archive(name: str) -> Archive:
         if name not in archives:
-            opened = archives[name] = Archive.open(cache, name, spec.load(name).sources)
-            if update or opened.is_empty:
-                say(f"{wanted.name}: fetching the package lists of {name}")
-                opened.update()
+            archives[name] = Archive.open(cache, name, spec.load(name).sources)
+            if refresh or not is_recent(archives[name].updated_s):
+                _update(archives[name], name, say)
         return archives[name]
 
     own = archive(wanted.name)
@@ -128,8 +134,20 @@ def _resolve(cache: Cache, wanted: ImageSpec, say: Callable[[str], None], *, upd
         python=version,
         progs=progs.partition("-")[0],
         asked=asked(wanted),
-        checked_s=time.time(),
+        checked_s=max(min(one.updated_s for one in archives.values()), time.time() - FRESH_S + RETRY_S),
     )
+
+
+def _update(archive: Archive, name: str, say: Callable[[str], None]) -> None:
+    """Fetch the indexes of an image's suites; old ones are better than none."""
+    say(f"{name}: fetching the package lists")
+    try:
+        archive.update()
+    except VmError as error:
+        if not archive.updated_s:
+            raise
+        day = time.strftime("%F", time.localtime(archive.updated_s))
+        say(f"{name}: the package lists of {day} are used, for there are no newer ones: {error}")
 
 
 def _from_json(raw: dict[str, Any]) -> Resolution:

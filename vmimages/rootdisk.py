@@ -44,8 +44,9 @@ def add(image: Path, folder: str, files: Mapping[str, Path]) -> None:
     """Write files into an existing folder of an unmounted image, owned by root; scripts are executable."""
     lines = [f"cd /{folder}"]
     for name, file in sorted(files.items()):
+        lines.append(f"write {_quoted(file)} {name}")
         mode = "0100755" if file.read_bytes().startswith(b"#!") else "0100644"
-        lines += [f"write {_quoted(file)} {name}", f"sif {name} mode {mode}"]
+        lines.append(f"sif {name} mode {mode}")
         lines += [f"sif {name} {field} 0" for field in ("uid", "gid")]
     _debugfs(image, lines)
 

@@ -39,9 +39,9 @@ class Checkout:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Checkout:
-    """Return a copy of btrsync, harness and their settings, free to be spoiled."""
+    """Return a copy of btrsync, harness, vmimages and their settings, free to be spoiled."""
     ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
-    for folder in ("btrsync", "harness"):
+    for folder in ("btrsync", "harness", "vmimages"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return Checkout(tmp_path)

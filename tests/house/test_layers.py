@@ -14,6 +14,8 @@ SYSTEM = "btrsync.system: process lies below all others, pipeline just above it"
 PURE = "plan and errors decide and touch nothing"
 PYBTRFS = "pybtrfs is known to system.btrfs alone"
 HARNESS = "harness: imports run one way"
+MACHINES = "vmimages: imports run one way"
+ABOVE = "machines know hosts, and nobody but the tests knows machines"
 METER = "a meter is not made of what it measures"
 
 
@@ -39,6 +41,9 @@ METER = "a meter is not made of what it measures"
         pytest.param("btrsync/target.py", "import pybtrfs", PYBTRFS, id="target imports pybtrfs"),
         pytest.param("harness/wait.py", "import btrsync.errors", METER, id="the harness imports btrsync"),
         pytest.param("btrsync/report.py", "import harness.wait", METER, id="btrsync imports the harness"),
+        pytest.param("vmimages/newcomer.py", "", MACHINES, id="a new module of vmimages has no place yet"),
+        pytest.param("vmimages/cache.py", "import btrsync.errors", ABOVE, id="machines import btrsync"),
+        pytest.param("harness/wait.py", "import vmimages.errors", ABOVE, id="the harness imports machines"),
     ],
 )
 def test_a_wrong_import_breaks_its_law(checkout: Checkout, path: str, text: str, law: str) -> None:

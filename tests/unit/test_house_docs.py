@@ -12,7 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 CODE = sorted(
-    path for folder in ("btrsync", "harness", "tests", "tools") for path in (ROOT / folder).rglob("*.py")
+    path
+    for folder in ("btrsync", "harness", "tests", "tools", "vmimages")
+    for path in (ROOT / folder).rglob("*.py")
 )
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
