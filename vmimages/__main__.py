@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from vmimages import images_commands
+from vmimages import guest_commands, images_commands
 from vmimages.errors import VmError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vmimages", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     images_commands.add(commands)
+    guest_commands.add(commands)
     words = parser.parse_args(argv)
     try:
         status: int = words.run(words)

@@ -34,22 +34,19 @@ from __future__ import annotations
 
 import contextlib
 import io
-import shutil
-import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from harness import wait
 from harness.command import CommandFailed, Completed
 from vmimages import results, work
-from vmimages.boot import FIXED_DRIVES, Boot, Drive
 from vmimages.control import Answer, Channel, ChannelDeaf, ChannelEnded
-from vmimages.errors import VmError
-from vmimages.running import GuestEnded, GuestHung, Running, give
+from vmimages.disks import Disks
+from vmimages.running import GuestEnded, GuestHung, Running, choose_backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from testinfra.host import Host
 
@@ -67,7 +64,6 @@ GRACE_S = 15.0
 """How much longer than the guest's own deadline its answer may take."""
 TICK_S = 0.05
 MEMORY_MIB = 512
-PREFIX = "btrsync-vm-"
 
 
 def words(command: Command) -> list[str]:
@@ -120,27 +116,19 @@ class Machine:
         """Only remember; entering makes the disks, `start` boots. Raises VmError for a missing kernel."""
         self.image = image
         self.name = name
-        self.backend: BackendName = backend or ("uml" if "uml" in image.kernels else "qemu")
-        if self.backend not in image.kernels:
-            raise VmError(f"the image {image.name} has no kernel for {self.backend}")
+        self.backend = choose_backend(image, backend)
         self.memory_mib = memory_mib
         self.link = link
-        self._sizes = tuple(disks)
-        self._tree = tree
-        self._extra = extra
         self._words = (f"btrsync.host={name}", *words)
-        self._kept = directory
-        self._directory: Path | None = None
+        self._disks = Disks(disks, tree=tree, extra=extra, kept=directory)
         self._running: Running | None = None
         self._channel: Channel | None = None
+        self.boot_s = 0.0
+        """What the last start took, from the kernel's first instruction to the first command taken."""
 
     def __enter__(self) -> Self:
         """Make the disks."""
-        try:
-            self._make_disks()
-        except BaseException:
-            self._remove()
-            raise
+        self._disks.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -148,50 +136,28 @@ class Machine:
         try:
             self._stop()
         finally:
-            self._remove()
-
-    def _make_disks(self) -> None:
-        if self._kept is not None:
-            self._kept.mkdir(parents=True, exist_ok=True)
-            self._directory = self._kept
-        else:
-            self._directory = Path(tempfile.mkdtemp(prefix=PREFIX))
-        give(self._directory)
-        work.pack(self.directory / "work.tar", tree=self._tree, extra=self._extra)
-        for path, size in (
-            (self.directory / "results", results.DISK_BYTES),
-            *zip(self.disks, self._sizes, strict=True),
-        ):
-            if not path.exists():
-                results.make_disk(path, size)
-            give(path)
-
-    def _remove(self) -> None:
-        if self._directory is not None and self._kept is None:
-            shutil.rmtree(self._directory)
-        self._directory = None
+            self._disks.__exit__()
 
     @property
     def directory(self) -> Path:
         """Where its disks and its console lie on the host."""
-        if self._directory is None:
-            raise ValueError("a machine is used by `with Machine(…) as machine`")
-        return self._directory
+        return self._disks.path
 
     @property
     def console(self) -> Path:
         """The file with all that was said on the console, over all boots."""
-        return self.directory / "console"
+        return self._disks.console
 
     @property
     def disks(self) -> tuple[Path, ...]:
         """The files of the blank disks, on the host."""
-        return tuple(self.directory / f"disk{number + 1}" for number in range(len(self._sizes)))
+        return self._disks.blank
 
     def device(self, number: int) -> str:
         """Return the path in the guest of its blank disk `number`, counted from 1."""
-        if not 1 <= number <= len(self._sizes):
-            raise ValueError(f"there is no disk {number}: {self.name} has {len(self._sizes)}")
+        count = len(self._disks.sizes)
+        if not 1 <= number <= count:
+            raise ValueError(f"there is no disk {number}: {self.name} has {count}")
         return f"/dev/disk/by-id/btrsync-disk{number}"
 
     @property
@@ -217,37 +183,30 @@ class Machine:
         limit_s = BOOT_S[self.backend] if timeout_s is None else timeout_s
         channel = Channel()
         try:
-            running = Running(self._boot(channel.guest.fileno()), self.backend, self.console)
+            boot = self._disks.boot(
+                self.image,
+                self.backend,
+                words=("btrsync.mode=agent", *self._words),
+                control_fd=channel.guest.fileno(),
+                memory_mib=self.memory_mib,
+                link=self.link,
+            )
+            running = Running(boot, self.backend, self.console)
         except BaseException:
             channel.close()
             raise
         self._running, self._channel = running, channel
         try:
             channel.guest.close()
-            deadline = time.monotonic() + limit_s
+            began = time.monotonic()
+            deadline = began + limit_s
             while not self._pump(lambda: channel.has_greeted(TICK_S)):
                 if time.monotonic() > deadline:
                     raise GuestHung(f"{self.name} had not booted after {limit_s:g} s", running.text())
+            self.boot_s = time.monotonic() - began
         except BaseException:
             self._stop()
             raise
-
-    def _boot(self, control_fd: int) -> Boot:
-        drives = [Drive(self.image.root_disk, is_readonly=True)]
-        drives.append(Drive(self.directory / "work.tar", is_readonly=True))
-        drives += [Drive(self.directory / "results"), *(Drive(path) for path in self.disks)]
-        assert len(drives) == len(FIXED_DRIVES) + len(self._sizes)
-        address = () if self.link is None else (f"btrsync.address={self.link.address}",)
-        return Boot(
-            kernel=self.image.kernels[self.backend],
-            drives=tuple(drives),
-            words=("btrsync.mode=agent", *self._words, *address),
-            control_fd=control_fd,
-            directory=self.directory,
-            memory_mib=self.memory_mib,
-            link_fd=None if self.link is None else self.link.socket.fileno(),
-            mac="" if self.link is None else self.link.mac,
-        )
 
     def crash(self) -> None:
         """Cut the power: all its processes die at once. What the guest had not written is lost."""

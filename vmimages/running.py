@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmimages.boot import Boot, Launch
-    from vmimages.image import BackendName
+    from vmimages.image import BackendName, Image
 
 BACKENDS = {"uml": "vmimages.uml", "qemu": "vmimages.qemu"}
 """Each module has `launch(boot: Boot) -> Launch`; imported when it is wanted."""
 END_S = 5.0
+TICK_S = 0.1
 TAIL_LINES = 25
 
 
@@ -47,6 +48,17 @@ class GuestEnded(GuestFailed):
 
 class GuestHung(GuestFailed):
     """The guest did not come to what was waited for by its deadline."""
+
+
+def choose_backend(image: Image, wanted: BackendName | None) -> BackendName:
+    """Return the backend wanted, or the first of "uml", "qemu" that the image has a kernel for.
+
+    Raises VmError if it has none for the one wanted.
+    """
+    chosen: BackendName = wanted or ("uml" if "uml" in image.kernels else "qemu")
+    if chosen not in image.kernels:
+        raise VmError(f"the image {image.name} has no kernel for {chosen}")
+    return chosen
 
 
 def check_reach(path: Path) -> None:
@@ -115,11 +127,15 @@ class Running:
         said = self.console.text() if self.console is not None else ""
         return f"{said}\n{self._process.stderr}"
 
-    def check(self) -> None:
-        """Raise GuestPanicked or GuestEnded if it came to that."""
+    def check_console(self) -> None:
+        """Raise GuestPanicked if the console says so."""
         alarm = self.console.alarm() if self.console is not None else None
         if alarm is not None:
             raise GuestPanicked(f"the guest has failed: {alarm}", self.text())
+
+    def check(self) -> None:
+        """Raise GuestPanicked or GuestEnded if it came to that."""
+        self.check_console()
         status = self.status()
         if status is not None:
             raise GuestEnded(f"the guest has ended, status {status}", self.text())
@@ -131,15 +147,14 @@ class Running:
         """
         deadline = time.monotonic() + timeout_s
         while True:
-            with contextlib.suppress(TimeoutError):
-                status = self._process.wait(0.1)
-                alarm = self.console.alarm() if self.console is not None else None
-                if alarm is None:
-                    return status
-            if self.console is not None and self.console.alarm() is not None:
-                self.check()
+            status = self.status()
+            self.check_console()  # after the status: what was said last is looked at too
+            if status is not None:
+                return status
             if time.monotonic() > deadline:
                 raise GuestHung(f"the guest had not ended after {timeout_s:g} s", self.text())
+            with contextlib.suppress(TimeoutError):
+                self._process.wait(TICK_S)
 
     def kill(self) -> None:
         """End all its processes at once, as a power cut does; its disks keep what it had written."""
