@@ -21,14 +21,23 @@ class Amount:
     """The amount of one transfer; a context manager, which counts on entering where it has to.
 
     It has to where the target may have too little room: the whole filesystem of the source would not fit.
+    beside_after_s: where it has not, how long the transfer may take before it is counted beside it.
     """
 
     def __init__(
-        self, remote: Remote, source: Source, plan: Transfer, snapshot: Snapshot, partial: PartialEntry | None
+        self,
+        remote: Remote,
+        source: Source,
+        plan: Transfer,
+        snapshot: Snapshot,
+        partial: PartialEntry | None,
+        *,
+        beside_after_s: float,
     ) -> None:
         self._remote = remote
         self._source = source
         self._partial = partial
+        self._beside_after_s = beside_after_s
         self._argv = source.counting_argv(snapshot, plan)
         self._beside: TotalsBeside | None = None
         self._counted: Totals | None = None
@@ -42,7 +51,7 @@ class Amount:
     def _begin(self) -> None:
         available_bytes = self._remote.available_bytes
         if available_bytes is None or available_bytes > self._source.used_bytes():
-            self._beside = self._stack.enter_context(TotalsBeside(self._argv))
+            self._beside = self._stack.enter_context(TotalsBeside(self._argv, delay_s=self._beside_after_s))
         else:
             self._counted = self._count()
 

@@ -227,7 +227,9 @@ class Delivery:
         from btrsync.system import btrfs
 
         outcome = self._outcome("sent", plan, detail=detail)
-        with Amount(remote, self._source, plan, snapshot, partial) as amount:
+        with Amount(
+            remote, self._source, plan, snapshot, partial, beside_after_s=self._report.totals_after_s
+        ) as amount:
             told = _Told(self._report, self._job, self._target, amount)
             order = Order(
                 _begin(self._job, snapshot, plan),

@@ -150,9 +150,12 @@ class Reporter(Protocol):
     """Who is told what happens while it happens, from any thread. Nothing here may raise or read anything.
 
     progress: of the backup's data, before compression, so much is written, of so much in all if known;
-    after a link failed, or where a transfer goes on, it may begin anywhere.
+    after a link failed, or where a transfer goes on, it may begin anywhere. totals_after_s: seconds into a
+    transfer from which its total is worth a count beside it.
     """
 
+    @property
+    def totals_after_s(self) -> float: ...
     def step(self, job: str, target: str, text: str) -> None: ...
     def progress(self, job: str, target: str, bytes_written: int, total_bytes: int | None) -> None: ...
     def warning(self, text: str) -> None: ...
@@ -161,6 +164,8 @@ class Reporter(Protocol):
 
 class NullReporter:
     """Tells nobody."""
+
+    totals_after_s = 3600.0
 
     def step(self, job: str, target: str, text: str) -> None:
         """Pass over a step."""
@@ -181,6 +186,9 @@ class PlainReporter:
     log: where steps, progress, warnings and failures go; summary: where each other outcome goes;
     has_steps: False leaves the steps out, as a run without -v does.
     """
+
+    totals_after_s = PROGRESS_INTERVAL_S - 10
+    """Before the first line on progress nobody reads a total."""
 
     def __init__(
         self,

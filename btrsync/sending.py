@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 Expected = TypeVar("Expected", bound=Message)
 
 PROVING_INTERVAL_S = 5.0
-LITTLE_BYTES = 128 << 10
-GATHERING_S = 0.001
+FRAME_BYTES = 512 << 10
+GATHERING_S = 0.016
 """How long the pipe may fill before what little is in it becomes a frame."""
 
 
@@ -255,7 +255,7 @@ class Sending:
     def _forward(self, read_fd: int) -> None:
         """Pass what comes to the wire, no faster than is allowed."""
         limit_bytes = MAX_DATA_BYTES
-        little_bytes = min(LITTLE_BYTES, self._config.buffer_bytes // 2)
+        frame_bytes = min(FRAME_BYTES, self._config.buffer_bytes // 2)
         while True:
             if self._rate.is_needed:
                 allowed = self._rate.allowance(time.monotonic())
@@ -265,9 +265,8 @@ class Sending:
                     continue
                 limit_bytes = MAX_DATA_BYTES if allowed is None else allowed
             if self._wire.wait_input(read_fd):
-                if pipes.available_bytes(read_fd) < little_bytes:
-                    # `btrfs send` writes command by command, and each frame costs both ends some 30 us.
-                    time.sleep(GATHERING_S)
+                # `btrfs send` writes command by command, and each frame costs both ends some 50 us.
+                pipes.wait_filled(read_fd, frame_bytes, GATHERING_S)
                 moved = self._wire.forward(read_fd, limit_bytes)
                 if not moved:
                     return

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 64 << 10
 """Small, for while a block is counted the thread that sends waits for the interpreter."""
-DELAY_S = 2.0
-"""By then a small change is sent, and to have counted it would have cost more than it told."""
 
 
 def count_totals(argv: Sequence[str], *, wait: Callable[[int], None] | None = None) -> Totals:
@@ -49,7 +47,7 @@ class TotalsBeside:
     fails nothing else: then there are no totals, and `error` tells why.
     """
 
-    def __init__(self, argv: Sequence[str], *, delay_s: float = DELAY_S) -> None:
+    def __init__(self, argv: Sequence[str], *, delay_s: float) -> None:
         self.error: BtrsyncError | None = None
         self._argv = [*priority_argv(LOWEST_NICE, "idle"), *argv]
         self._delay_s = delay_s

@@ -101,6 +101,7 @@ class Wire:
         self._silence_s = silence_s
         self._heartbeat_s = heartbeat_s
         self._stop_fd = -1
+        self._stop_poll = select.poll()
         self._stop_error: Callable[[], BtrsyncError] = _stop_asked
         self._body_bytes = 0
         self._is_mid_frame = False
@@ -201,7 +202,7 @@ class Wire:
         """Return the next message, or Data whose body must be taken before the next call."""
         if self._stop_fd >= 0:
             # A peer that is always ahead of us never lets us wait.
-            self._wait({}, 0)
+            self._heed_stop()
         while True:
             if self._inbox:
                 return self._inbox.pop(0)
@@ -406,11 +407,17 @@ class Wire:
         accounted for.
         """
         self._stop_fd = stop_fd
+        self._stop_poll.register(stop_fd, select.POLLIN)
         self._stop_error = error or _stop_asked
         try:
             yield
         finally:
+            self._stop_poll.unregister(stop_fd)
             self._stop_fd = -1
+
+    def _heed_stop(self) -> None:
+        if self._stop_poll.poll(0):
+            raise self._stop_error()
 
     def _poll(self, fd: int, event: int, timeout_s: float) -> bool:
         return fd in self._wait({fd: event}, timeout_s)

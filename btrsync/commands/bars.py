@@ -36,6 +36,8 @@ class TerminalReporter:
     """
 
     REDRAW_INTERVAL_S = 0.2
+    totals_after_s = 2.0
+    """By then a small change is sent, and to have counted it would have cost more than it told."""
 
     def __init__(self, summary: TextIO | None = None, *, has_steps: bool = True) -> None:
         self._plain = PlainReporter(sys.stderr, summary, has_steps=has_steps)

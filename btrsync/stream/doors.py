@@ -39,6 +39,8 @@ class Doors:
         self.kinds: dict[bytes, int] = {}
         # Every directory that was ever above one: only such a one's renaming moves them.
         self._above: set[bytes] = set()
+        self._open: bytes | None = None
+        """A directory that no door leads to: most commands stay in the one of the command before."""
         self.size_bytes = 0
 
     def is_link(self, path: bytes) -> bool:
@@ -46,11 +48,14 @@ class Doors:
 
     def on_the_way(self, path: bytes, kind: int) -> bytes | None:
         """Return the door that a command leads through, if any; what it only names may be one itself."""
-        cut = path.find(b"/")
-        while cut >= 0:
-            if path[:cut] in self.kinds:
-                return path[:cut]
-            cut = path.find(b"/", cut + 1)
+        directory = path[: max(path.rfind(b"/"), 0)]
+        if directory != self._open:
+            cut = path.find(b"/")
+            while cut >= 0:
+                if path[:cut] in self.kinds:
+                    return path[:cut]
+                cut = path.find(b"/", cut + 1)
+            self._open = directory
         is_opened = path in self.kinds and kind in OPENING
         return path if is_opened and (kind != Kind.CHMOD or self.is_link(path)) else None
 
@@ -70,6 +75,7 @@ class Doors:
 
     def _add(self, path: bytes, kind: int) -> None:
         self.kinds[path] = kind
+        self._open = None
         self.size_bytes += len(path) + ENTRY_BYTES
         cut = path.rfind(b"/")
         # What is above one that is known is known too.

@@ -31,10 +31,11 @@ import msgspec
 from btrsync.errors import StreamError
 from btrsync.stream.commands import ATTRIBUTE_HEADER, COMMAND_HEADER, Attribute, Kind
 from btrsync.stream.doors import DOORS, OPENING, Doors
+from btrsync.stream.shapes import FIXED, START, names_another, written_bytes
 
 if TYPE_CHECKING:
     import hashlib
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
     from uuid import UUID
 
 MAX_COMMAND_BYTES = 128 << 10
@@ -47,7 +48,8 @@ PASSED_UNSEEN_BYTES = 16 << 10
 """From this size on the data of a write is not read into memory."""
 
 # Plain integers, as they stand in a stream: to find those is quicker.
-_WRITE = int(Kind.WRITE)
+_PATH, _PATH_TO = int(Attribute.PATH), int(Attribute.PATH_TO)
+_WRITE, _RENAME, _CHOWN, _UTIMES = map(int, (Kind.WRITE, Kind.RENAME, Kind.CHOWN, Kind.UTIMES))
 _WRITES = frozenset((_WRITE, int(Kind.ENCODED_WRITE)))
 _DATA_KINDS = _WRITES.union(map(int, (Kind.CLONE, Kind.FALLOCATE, Kind.UPDATE_EXTENT)))
 _TURNS = frozenset(map(int, (Kind.SET_XATTR, Kind.CHOWN, Kind.UTIMES, Kind.END)))
@@ -63,31 +65,6 @@ _LINKING = DOORS.union(map(int, (Kind.LINK, Kind.UNLINK, Kind.RENAME)))
 _OPENING_ONE = OPENING - {Kind.CLONE}
 _PUNCH_HOLE = 2
 _LE16 = struct.Struct("<H")
-
-# What the kernel's send writes behind the path, by kind: attributes of fixed size. A command of just that
-# shape is read at once; any other attribute by attribute.
-_PATH = int(Attribute.PATH)
-_DATA = int(Attribute.DATA)
-_TIMES = ((Attribute.ATIME, 12), (Attribute.MTIME, 12), (Attribute.CTIME, 12))
-_LAYOUTS: tuple[tuple[Kind, tuple[tuple[Attribute, int], ...]], ...] = (
-    (Kind.MKFILE, ((Attribute.INO, 8),)),
-    (Kind.MKDIR, ((Attribute.INO, 8),)),
-    (Kind.TRUNCATE, ((Attribute.SIZE, 8),)),
-    (Kind.CHMOD, ((Attribute.MODE, 8),)),
-    (Kind.CHOWN, ((Attribute.UID, 8), (Attribute.GID, 8))),
-    (Kind.UTIMES, _TIMES),
-    (Kind.UTIMES, (*_TIMES, (Attribute.OTIME, 12))),
-)
-_SHAPES: dict[tuple[int, int], tuple[Callable[[bytes, int], tuple[int, ...]], tuple[int, ...]]] = {
-    (kind, sum(4 + size for _, size in layout)): (
-        struct.Struct("<" + "".join(f"HH{size}x" for _, size in layout)).unpack_from,
-        tuple(int(value) for each in layout for value in each),
-    )
-    for kind, layout in _LAYOUTS
-}
-_ATTRIBUTE = ATTRIBUTE_HEADER.unpack_from
-_WRITE_SHAPE = struct.Struct("<HH8xHH")
-_WRITE_V2 = (int(Attribute.FILE_OFFSET), 8, int(Attribute.DATA))
 
 
 class Boundary(msgspec.Struct, frozen=True):
@@ -143,6 +120,7 @@ class Inspector:
         self._uuid = uuid.bytes
         self._clone_uuids = {uuid.bytes for uuid in allowed_uuids} | {uuid.bytes}
         self._limit_bytes = limit_bytes
+        self._most_bytes = 1 << 63 if limit_bytes is None else limit_bytes
         self._carry = b""
         self._last_path: bytes | None = None
         self._doors = Doors()
@@ -174,7 +152,7 @@ class Inspector:
         Raises StreamError at the first command that may not, with its offset in the stream.
         """
         data = self._carry + block if self._carry else block
-        at = 0
+        at = self._take_plain(data, 0)
         while at + COMMAND_HEADER.size <= len(data):
             size_bytes, kind, _ = COMMAND_HEADER.unpack_from(data, at)
             end = at + COMMAND_HEADER.size + size_bytes
@@ -188,13 +166,80 @@ class Inspector:
                 self.offset_bytes += end
                 return Passed(data, end - len(data))
             self._check_command(kind, data, at, end)
-            at = end
+            at = self._take_plain(data, end)
         if self.is_ended and at < len(data):
             raise self._error(at, "it goes on behind its END")
         self._carry = data[at:]
         self._fold()
         self.offset_bytes += at
         return Passed(data[:at], 0)
+
+    # One loop with nothing called that need not be: this is what a stream of small files costs.
+    def _take_plain(self, data: bytes, at: int) -> int:  # noqa: C901, PLR0912, PLR0915
+        """Take in the commands from `at` on, as long as they are whole and laid out as the kernel does.
+
+        Returns where the first other one begins: that one is read attribute by attribute, and refused
+        there if it must be.
+        """
+        if self.is_ended:
+            return at
+        available, unpack, shapes = len(data), START.unpack_from, FIXED
+        doors, version, most_bytes = self._doors.kinds, self._version, self._most_bytes
+        offset_bytes, headers = self.offset_bytes, self._headers
+        data_bytes = written = self.data_bytes
+        last, data_path, capability = self._last_path, self._data_path, self._capability_path
+        while at + 14 <= available:
+            size_bytes, kind, attribute, path_bytes = unpack(data, at)
+            end = at + 10 + size_bytes
+            behind = at + 14 + path_bytes
+            if attribute != _PATH or behind > end or end > available:
+                break
+            if kind == _WRITE:
+                written = data_bytes + written_bytes(data, behind, end, version)
+                if written < data_bytes or size_bytes > MAX_DATA_COMMAND_BYTES or written > most_bytes:
+                    break
+            elif kind == _RENAME:
+                if not names_another(data, behind, end):
+                    break
+            elif doors and kind in _LINKING:
+                break
+            else:
+                shape = shapes.get((kind << 32) + end - behind)
+                if shape is None or shape[0](data, behind) != shape[1]:
+                    break
+            path = data[at + 14 : behind]
+            if path != last:
+                spelt = b"/" + path + b"/"
+                if b"/." in spelt or b"//" in spelt or b"\0" in path or path_bytes > MAX_PATH_BYTES:
+                    self._check_path(path, at)
+                if doors:
+                    self._check_doors(kind, path, at)
+                    last = path if kind in _OPENING_ONE else None
+                else:
+                    last = path
+            if kind == _RENAME:
+                self._check_path(new := data[behind + 4 : end], at)
+                if doors:
+                    self._check_doors(kind, new, at)
+                    self._doors.follow(kind, {_PATH: path, _PATH_TO: new})
+                    last = None
+            if kind == _WRITE:
+                if path == data_path and capability is None:
+                    self._mark = offset_bytes + at, data_bytes, len(headers)
+                data_path, data_bytes = path, written
+            else:
+                data_path = None
+                if kind == _UTIMES:
+                    if capability is None or capability == path:
+                        capability = None
+                        self._mark = offset_bytes + end, data_bytes, len(headers) + 1
+                elif kind == _CHOWN:
+                    capability = None
+            headers.append(data[at : at + 10])
+            at = end
+        self.data_bytes, self._last_path = data_bytes, last
+        self._data_path, self._capability_path = data_path, capability
+        return at
 
     def _error(self, at: int, problem: str) -> StreamError:
         return StreamError(self.offset_bytes + at, problem)
@@ -222,37 +267,11 @@ class Inspector:
         return True
 
     def _check_command(self, kind: int, data: bytes, at: int, end: int) -> None:
-        found = self._shaped(kind, data, at, end) or self._attributes(data, at, end, end)
+        found = self._attributes(data, at, end, end)
         if found is None:
             raise self._error(at, f"an attribute of its {Kind(kind).name} is cut short")
         self._check_attributes(kind, found, at)
         self._follow(kind, found, data, at, end)
-
-    def _shaped(self, kind: int, data: bytes, at: int, end: int) -> dict[int, bytes] | None:
-        """Return the path of a command that is laid out just as the kernel does; None if it is not."""
-        if end - at < 14:
-            return None
-        first, path_bytes = _ATTRIBUTE(data, at + 10)
-        behind = at + 14 + path_bytes
-        if first != _PATH or behind > end:
-            return None
-        if kind == _WRITE:
-            if behind + 16 > end:
-                return None
-            attribute, length, last, data_bytes = _WRITE_SHAPE.unpack_from(data, behind)
-            if (attribute, length, last) != _WRITE_V2:
-                return None
-            if self._version >= 2:
-                self._payload_bytes = end - behind - 14
-            elif behind + 16 + data_bytes == end:
-                self._payload_bytes = data_bytes
-            else:
-                return None
-        else:
-            shape = _SHAPES.get((kind, end - behind))
-            if shape is None or shape[0](data, behind) != shape[1]:
-                return None
-        return {_PATH: data[at + 14 : behind]}
 
     def _attributes(self, data: bytes, at: int, available: int, end: int) -> dict[int, bytes] | None:
         """Return a command's attributes but for its DATA; None if one is not whole before `available`.

@@ -48,6 +48,19 @@ def available_bytes(fd: int) -> int:
     return int(struct.unpack("i", answer)[0])
 
 
+def wait_filled(fd: int, size_bytes: int, limit_s: float) -> None:
+    """Wait until the pipe `fd` holds `size_bytes`, nobody can write to it any more, or `limit_s` is over."""
+    # There is no event for so much: look ever more rarely. The end of the writers is one (poll(2), POLLHUP).
+    wait = select.poll()
+    wait.register(fd, 0)
+    pause_s = limit_s / 16
+    while limit_s > 0 and available_bytes(fd) < size_bytes:
+        if wait.poll(1000 * pause_s):
+            return
+        limit_s -= pause_s
+        pause_s = min(2 * pause_s, limit_s)
+
+
 def splice_exactly(source_fd: int, destination_fd: int, n_bytes: int) -> None:
     """Move exactly `n_bytes` from one descriptor to the other, inside the kernel where possible.
 

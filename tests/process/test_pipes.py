@@ -6,7 +6,9 @@ import fcntl
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
@@ -114,6 +116,22 @@ def test_available_bytes_are_those_that_can_be_read_at_once() -> None:
     with sockets() as (one, other):
         os.write(one, b"twelve bytes")
         assert pipes.available_bytes(other) == 12
+
+
+def test_a_pipe_is_waited_for_until_it_is_filled_or_ended_or_time_is_up() -> None:
+    with pipe() as (read_fd, write_fd):
+        began = time.monotonic()
+        pipes.wait_filled(read_fd, 4, 0.2)
+        assert time.monotonic() - began >= 0.15, "an open pipe with nothing in it"
+        os.write(write_fd, b"four")
+        began = time.monotonic()
+        pipes.wait_filled(read_fd, 4, 60)
+        assert time.monotonic() - began < 30
+    with pipe() as (read_fd, write_fd), ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(pipes.wait_filled, read_fd, 4, 60)
+        os.write(write_fd, b"two")
+        os.dup2(read_fd, write_fd)  # nobody writes to it any more
+        waiting.result(timeout=30)
 
 
 @pytest.mark.parametrize(

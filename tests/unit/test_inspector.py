@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from hashlib import blake2b
+from random import Random
 from uuid import UUID
 
 import pytest
@@ -440,3 +441,79 @@ def test_no_bytes_raise_anything_but_a_stream_error(block: bytes, version: int) 
             assert error.problem  # noqa: PT017  both ways are right: it must only be no other error
         else:
             assert stream.startswith(passed.block)
+
+
+NAMES = [b"", b"a", b"b", b"d/a", b"d/b", b"d", b"d/e/a", b".hidden", b"d/.hidden", b"d/..x", b"o257-7-0"]
+ODD_NAMES = [b"../x", b"/a", b"a/", b"d//a", b"d/./a", b"a\0", b"a" * 4096]
+TIMES: list[tuple[int, bytes]] = [
+    (Attribute.ATIME, bytes(12)),
+    (Attribute.MTIME, bytes(12)),
+    (Attribute.CTIME, bytes(12)),
+]
+TAILS: dict[int, list[tuple[int, bytes]]] = {
+    Kind.MKFILE: [(Attribute.INO, bytes(8))],
+    Kind.MKDIR: [(Attribute.INO, bytes(8))],
+    Kind.UNLINK: [],
+    Kind.RMDIR: [],
+    Kind.TRUNCATE: [(Attribute.SIZE, bytes(8))],
+    Kind.CHMOD: [(Attribute.MODE, bytes(8))],
+    Kind.CHOWN: [(Attribute.UID, bytes(8)), (Attribute.GID, bytes(8))],
+    Kind.UTIMES: [*TIMES],
+    Kind.SET_XATTR: [(Attribute.XATTR_NAME, b"security.capability"), (Attribute.XATTR_DATA, b"x")],
+}
+
+
+def kernel_command(rng: Random, version: int) -> bytes:
+    """Return a command laid out as the kernel does, now and then with something wrong in it."""
+    path, other = (rng.choice(NAMES if rng.random() < 0.98 else ODD_NAMES) for _ in range(2))
+    kind = rng.choice(
+        [*TAILS, Kind.WRITE, Kind.WRITE, Kind.RENAME, Kind.RENAME, Kind.SYMLINK, Kind.MKNOD, Kind.END]
+    )
+    if kind == Kind.WRITE:
+        data = bytes(rng.choice([0, 1, 2, 900]))
+        tail = struct.pack("<H", Attribute.DATA) + data
+        offset = (Attribute.FILE_OFFSET, bytes(8))
+        made = write(path, data) if version == 1 else command(kind, (Attribute.PATH, path), offset, tail=tail)
+    elif kind == Kind.RENAME:
+        made = rename(path, other)
+    elif kind in TAILS:
+        made = command(kind, (Attribute.PATH, path), *TAILS[kind])
+    elif kind == Kind.END and rng.random() < 0.9:
+        made = command(Kind.UTIMES, (Attribute.PATH, path), *TIMES, (Attribute.OTIME, bytes(12)))
+    else:
+        made = END if kind == Kind.END else symlink(path) if kind == Kind.SYMLINK else make(kind, path)
+    if rng.random() < 0.02:
+        at = rng.randrange(len(made))
+        made = made[:at] + bytes([rng.randrange(256)]) + made[at + 1 :]
+    return made
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("size_bytes", [60, 500, 1 << 20])
+def test_commands_that_are_read_at_once_are_judged_as_those_read_by_attribute(
+    version: int, size_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verdict(stream: bytes) -> tuple[object, ...]:
+        subject = inspector(version=version, limit_bytes=4000)
+        try:
+            passed = [
+                subject.feed(stream[at : at + size_bytes]).block for at in range(0, len(stream), size_bytes)
+            ]
+        except StreamError as error:
+            return str(error), subject.safe
+        return b"".join(passed), subject.safe, subject.data_bytes, subject.offset_bytes, subject.is_ended
+
+    rng = Random(7)
+    streams = [b"".join(kernel_command(rng, version) for _ in range(rng.randint(1, 30))) for _ in range(1500)]
+    plain = [verdict(stream) for stream in streams]
+    seen: list[int] = []
+
+    def nothing_at_once(_: Inspector, data: bytes, at: int) -> int:
+        seen.append(len(data))
+        return at
+
+    monkeypatch.setattr(Inspector, "_take_plain", nothing_at_once)
+    assert plain == [verdict(stream) for stream in streams]
+    assert seen
+    refused = sum(isinstance(first, str) for first, *_ in plain)
+    assert len(streams) / 10 < refused < len(streams) * 0.9, "both kinds are among them"
