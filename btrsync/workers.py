@@ -2,51 +2,73 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
-import signal
+import sys
 import threading
 import time
 from collections import deque
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
+from btrsync.system.signals import stop_signals_deferred
 from btrsync.wire import StopAskedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
 STOPPING_S = 30.0
 """How long tasks that are told to stop may take: a filesystem is synced meanwhile, for example."""
+STUCK_STATUS = 1
 
 
 def work(tasks: Iterable[Callable[[], None]], threads: int, stop: Callable[[], None]) -> None:
     """Do all tasks, the first ones first, so many at once; called in the main thread.
 
-    stop: lets the tasks under way end soon, by StopAskedError. It is called when a signal's exception
-    interrupts the wait for them, or when one of them raises something else; that is raised at the end.
+    stop: lets the tasks under way end soon, by StopAskedError. It is called when a signal asks to stop, which
+    takes effect at the end, or when a task raises something else; that is raised at the end. Where a task
+    does not end within `STOPPING_S` the process does: were this left, what that task uses would be closed,
+    and the next file to be opened would have the number that it writes to.
     """
     crew = _Crew(tasks)
     members = [
         threading.Thread(target=crew.work, name=f"worker {number}", daemon=True) for number in range(threads)
     ]
-    try:
-        with crew.woken_by_signals():
+    with stop_signals_deferred() as stop_fd:
+        try:
             for member in members:
                 member.start()
-            crew.wait_for(len(members))
+            crew.wait_for(len(members), stop_fd)
+        finally:
+            if crew.ended < len(members):
+                crew.dismiss()
+                stop()
+            deadline = time.monotonic() + STOPPING_S
+            for member in members:
+                if member.ident is not None:
+                    member.join(max(0.0, deadline - time.monotonic()))
+            if stuck := sum(member.is_alive() for member in members):
+                _abandon(stuck, stop_fd, crew.failures)
+            crew.close()
         if crew.failures:
             raise crew.failures[0]
-    finally:
-        if any(member.is_alive() for member in members):
-            crew.dismiss()
-            stop()
-        deadline = time.monotonic() + STOPPING_S
-        for member in members:
-            if member.ident is not None:
-                member.join(max(0.0, deadline - time.monotonic()))
-        if not any(member.is_alive() for member in members):
-            crew.close()
+
+
+def _abandon(stuck: int, stop_fd: int, failures: list[BaseException]) -> NoReturn:
+    """End this process without another word to anybody: its children meet the end of their pipes."""
+    sys.stderr.write(
+        f"btrsync: {stuck} at work did not stop within {STOPPING_S:g} s; ended without waiting\n"
+    )
+    for error in failures:
+        sys.stderr.write(f"btrsync: {type(error).__name__}: {error}\n")
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    try:
+        # The numbers of the signals that came. Source: `signal.set_wakeup_fd`.
+        os._exit(128 + os.read(stop_fd, 1)[0])
+    except BlockingIOError:
+        os._exit(STUCK_STATUS)
 
 
 class _Crew:
@@ -55,7 +77,7 @@ class _Crew:
     def __init__(self, tasks: Iterable[Callable[[], None]]) -> None:
         self.failures: list[BaseException] = []
         self._tasks = deque(tasks)
-        self._ended = 0
+        self.ended = 0
         self._lock = threading.Lock()
         self._read_fd, self._write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -70,7 +92,7 @@ class _Crew:
             self.failures.append(error)
         finally:
             with self._lock:
-                self._ended += 1
+                self.ended += 1
             os.write(self._write_fd, b"\0")
 
     def _next(self) -> Callable[[], None] | None:
@@ -82,23 +104,15 @@ class _Crew:
         with self._lock:
             self._tasks.clear()
 
-    def wait_for(self, members: int) -> None:
-        """Wait until so many have ended, or one has failed."""
+    def wait_for(self, members: int, stop_fd: int) -> None:
+        """Wait until so many have ended, or one has failed, or `stop_fd` can be read."""
         poller = select.poll()
-        poller.register(self._read_fd, select.POLLIN)
-        while self._ended < members and not self.failures:
-            # Where a signal has come, whichever thread took it, its handler runs behind this call.
-            poller.poll()
+        for fd in (self._read_fd, stop_fd):
+            poller.register(fd, select.POLLIN)
+        while self.ended < members and not self.failures:
+            if any(fd == stop_fd for fd, _ in poller.poll()):
+                return
             os.read(self._read_fd, 512)
-
-    @contextmanager
-    def woken_by_signals(self) -> Iterator[None]:
-        """The time in which a signal ends our wait, whichever thread the kernel gives it to."""
-        before = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(before)
 
     def close(self) -> None:
         os.close(self._read_fd)

@@ -1,9 +1,13 @@
-"""Tasks at once in threads: all are done, one that fails ends the others, and so does a signal."""
+"""Tasks at once in threads: all are done, one that fails ends the others, and so does a signal.
+
+Nothing is ever closed under a task: the descriptor's number would be another file's next.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -11,12 +15,34 @@ import pytest
 
 from btrsync.wire import StopAskedError
 from btrsync.workers import work
+from harness import command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
 TIMEOUT_S = 10.0
+
+
+STUCK = """
+import os, signal, sys, threading
+from btrsync import workers
+
+workers.STOPPING_S = 0.2
+{handling}
+def stuck():
+    {beginning}
+    threading.Event().wait()
+
+try:
+    workers.work([stuck, *{others}], 2, lambda: None)
+finally:
+    print("closing what stuck uses", flush=True)
+"""
+HANDLING = """
+def handle(*_): raise KeyboardInterrupt
+signal.signal(signal.SIGTERM, handle)
+"""
 
 
 class Stopped(BaseException):
@@ -30,9 +56,9 @@ def stop_signal() -> Iterator[signal.Signals]:
     def handle(_number: int, _frame: FrameType | None) -> None:
         raise Stopped
 
-    before = signal.signal(signal.SIGUSR1, handle)
-    yield signal.SIGUSR1
-    signal.signal(signal.SIGUSR1, before)
+    before = signal.signal(signal.SIGTERM, handle)
+    yield signal.SIGTERM
+    signal.signal(signal.SIGTERM, before)
 
 
 class Task:
@@ -93,3 +119,39 @@ def test_a_task_that_fails_ends_the_others_and_is_what_is_raised() -> None:
     assert task.has_ended
     assert not never.has_begun.is_set()
     assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+def test_a_signal_that_comes_while_a_failure_is_cleaned_up_waits_for_the_task(
+    stop_signal: signal.Signals,
+) -> None:
+    task = Task()
+
+    def stop() -> None:
+        signal.raise_signal(stop_signal)
+        threading.Timer(0.1, task.is_asked.set).start()
+
+    def fail() -> None:
+        assert task.has_begun.wait(TIMEOUT_S)
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(Stopped):
+        work([task, fail], 2, stop)
+    assert task.has_ended
+
+
+@pytest.mark.parametrize(
+    ("handling", "beginning", "others", "status", "word"),
+    [
+        (HANDLING, "os.kill(os.getpid(), signal.SIGTERM)", "[]", 128 + signal.SIGTERM, "1 at work"),
+        ("", "pass", "[lambda: 1 / 0]", 1, "ZeroDivisionError"),
+    ],
+    ids=["a signal", "a failure"],
+)
+def test_a_task_that_does_not_stop_ends_the_process_before_what_it_uses_is_closed(
+    handling: str, beginning: str, others: str, status: int, word: str
+) -> None:
+    script = STUCK.format(handling=handling, beginning=beginning, others=others)
+    done = command.run([sys.executable, "-c", script], ok=(status,), timeout_s=TIMEOUT_S)
+    assert "closing" not in done.stdout
+    assert "did not stop within 0.2 s" in done.stderr
+    assert word in done.stderr
