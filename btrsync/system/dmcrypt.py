@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping as MappingOf
 
 MAPPER: Final = Path("/dev/mapper")
-BLOCK: Final = Path("/sys/block")
+DEVICE_MAPPER: Final = Path("/sys/class/misc/device-mapper")
 UDEV_CONTROL: Final = Path("/run/udev/control")
 SECTOR_BYTES: Final = 512
 MAX_PASSPHRASE_BYTES: Final = 512
@@ -234,24 +234,25 @@ def _pipe_holding(content: bytes) -> Iterator[int]:
 
 
 def mappings() -> dict[str, Mapping]:
-    """Return all mappings of the device mapper, by name; {} where the kernel has none."""
+    """Return all mappings of the device mapper, by name; {} where the kernel has no device mapper.
+
+    Asked of dmsetup: /sys does not show one whose table was never loaded. It shows zeros for a key.
+    Raises CommandError.
+    """
+    if not DEVICE_MAPPER.exists():
+        return {}
+    columns = ["--columns", "--noheadings", "--separator", "/", "--options", "name,major,minor,uuid"]
+    listed = process.run(["dmsetup", "info", *columns], env=environment()).stdout.decode(errors="replace")
+    tables = process.run(["dmsetup", "table"], env=environment()).stdout.decode(errors="replace")
     found = {}
-    for directory in sorted(BLOCK.glob("dm-*")):
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            name = (directory / "dm/name").read_text().strip()
-            bare = Mapping(
-                name=name,
-                uuid=(directory / "dm/uuid").read_text().strip(),
-                number=(directory / "dev").read_text().strip(),
-            )
-            found[name] = _with_table(bare)
+    for line in listed.splitlines():
+        if line.count("/") < 3:  # "No devices found"
+            continue
+        name, major, minor, uuid = line.split("/", 3)
+        table = next((row for row in tables.splitlines() if row.startswith(f"{name}: ")), "")
+        bare = Mapping(name=name, uuid=uuid, number=f"{major}:{minor}")
+        found[name] = parse_table(bare, table.removeprefix(f"{name}: "))
     return found
-
-
-def _with_table(mapping: Mapping) -> Mapping:
-    """Return the mapping with what its table says. `dmsetup table` shows zeros for a key."""
-    said = process.run(["dmsetup", "table", "--", mapping.name], ok=(0, 1), env=environment())
-    return parse_table(mapping, said.stdout.decode(errors="replace"))
 
 
 def parse_table(mapping: Mapping, table: str) -> Mapping:
