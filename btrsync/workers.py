@@ -56,9 +56,7 @@ def work(tasks: Iterable[Callable[[], None]], threads: int, stop: Callable[[], N
 
 def _abandon(stuck: int, stop_fd: int, failures: list[BaseException]) -> NoReturn:
     """End this process without another word to anybody: its children meet the end of their pipes."""
-    sys.stderr.write(
-        f"btrsync: {stuck} at work did not stop within {STOPPING_S:g} s; ended without waiting\n"
-    )
+    sys.stderr.write(f"btrsync: {stuck} at work did not stop within {STOPPING_S:g} s: ended all the same\n")
     for error in failures:
         sys.stderr.write(f"btrsync: {type(error).__name__}: {error}\n")
     for stream in (sys.stdout, sys.stderr):
