@@ -10,6 +10,7 @@ import contextlib
 import os
 import stat
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -31,11 +32,15 @@ from btrsync.incoming import INCOMING_PREFIX
 from btrsync.plan.fetching import FetchPlan, Present, plan_fetch
 from btrsync.plan.names import is_staging_name
 from btrsync.plan.sizes import format_size
+from btrsync.remote import rate_limit
 from btrsync.report import ErrorReport, JobOutcome, RunReport
 from btrsync.system import btrfs
 from btrsync.system.lock import Lock, directory_lock
+from btrsync.target import check_receivable
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from btrsync.config import ClientConfig
     from btrsync.inflow import Request
     from btrsync.partials import Partial
@@ -105,6 +110,7 @@ class _Fetch:
         self._job = options.job
         self._target = target
         self._report = report
+        self._rate = rate_limit(config.targets[target])
         self._lock_fd = -1
         self.kept = ""
         """What of a fetch that failed is kept, in words."""
@@ -120,6 +126,8 @@ class _Fetch:
                 )
             )
             self._directory = _usable(self._options.directory or self._config.jobs[self._job].snapshots)
+            if not self._options.is_dry_run:
+                check_receivable(self._directory)
             return self._persist(connections)
 
     def _lock(self) -> Lock:
@@ -190,17 +198,16 @@ class _Fetch:
 
     def _plan(self, remote: Remote) -> FetchPlan | Present:
         own = btrfs.subvolumes_in(self._directory)
-        counts = btrfs.received_uuid_counts(self._directory)
         # What is cut carries the received UUID of what it is to become.
-        counts.subtract(
-            found.received_uuid
-            for name, found in own.items()
-            if found.received_uuid and is_staging_name(name)
-        )
+        staging = {found.id for name, found in own.items() if is_staging_name(name)}
+        received: defaultdict[UUID, list[str]] = defaultdict(list)
+        for one in btrfs.received(self._directory):
+            if one.id not in staging:
+                received[one.uuid].append(one.path)
         return plan_fetch(
             remote.backups.get(self._job, ()),
             {name: found for name, found in own.items() if not is_staging_name(name)},
-            counts,
+            received,
             job=self._job, target=self._target, name=self._options.snapshot,
         )  # fmt: skip
 
@@ -217,7 +224,7 @@ class _Fetch:
                 parent = plan.proven[wanted] if wanted else None
         return Request(
             self._job, plan.backup, parent, self._directory, before, goes_on, self._lock_fd,
-            btrfs.progs_version(), self._config.targets[self._target].buffer_bytes,
+            btrfs.progs_version(), self._config.targets[self._target].buffer_bytes, self._rate,
         )  # fmt: skip
 
     def warning(self, text: str) -> None:

@@ -255,7 +255,7 @@ class Incoming:
 
     def _receive_error(self, exit: Exit) -> BtrsyncError:
         if "No space left on device" in exit.stderr or "Disk quota exceeded" in exit.stderr:
-            return NoSpaceError(f"no space left at the server in {self._directory}", hint=MORE_SPACE)
+            return NoSpaceError(f"no space left at the receiving end in {self._directory}", hint=MORE_SPACE)
         if not exit.has_failed:
             return StreamError(0, "it goes on behind its end")
         if self.goes_on is not None and self._own is None:
@@ -266,7 +266,7 @@ class Incoming:
         words = reasons[-1] if reasons else last_lines(exit.stderr, lines=1)
         return CommandError(
             Exit(exit.argv, exit.returncode, words, exit.name),
-            hint="nothing of this transfer was kept on the server",
+            hint="nothing of this transfer was kept at the receiving end",
         )
 
     def _check_received(self, found: Subvolume, staging: str) -> None:
@@ -347,8 +347,8 @@ def storage_errors(directory: Path) -> Iterator[None]:
     except OSError as error:
         where = error.filename or directory
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpaceError(f"{where}: no space left on the server", hint=MORE_SPACE) from error
-        raise StorageError(f"{where}: {os.strerror(error.errno or 0)}, on the server") from error
+            raise NoSpaceError(f"{where}: no space left at the receiving end", hint=MORE_SPACE) from error
+        raise StorageError(f"{where}: {os.strerror(error.errno or 0)}, at the receiving end") from error
 
 
 def make_private_directory(directory: Path) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import select
+import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from btrsync.errors import (
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from btrsync.plan.fetching import Parent
     from btrsync.plan.snapshots import Backup
     from btrsync.protocol import AnyMessage
+    from btrsync.rate import RateLimit
     from btrsync.stream.rewriting import Rewriter
     from btrsync.wire import Wire
 
@@ -45,7 +48,7 @@ class Request(NamedTuple):
 
     before: the partials of that very backup that are there; goes_on: that one of them which is to be
     continued; lock_fd: inherited by `btrfs receive`; progs_version: of btrfs-progs here; buffer_bytes: of the
-    pipe into receive.
+    pipe into receive; rate: how fast it may come.
     """
 
     job: str
@@ -57,6 +60,7 @@ class Request(NamedTuple):
     lock_fd: int
     progs_version: str
     buffer_bytes: int
+    rate: RateLimit
 
 
 class Listener(Protocol):
@@ -223,12 +227,26 @@ class Inflow:
                     self.rewritten_bytes = rewriter.written_bytes if rewriter else 0
                     self.data_bytes = intake.data_bytes
                     self._listener.progress(self.data_bytes, intake.total_bytes)
+                    self._hold_back(message.size_bytes, stop_fd)
             except (UnreachableError, StopAskedError):
                 self._keep(intake)
                 raise
             if isinstance(message, Abort):
                 self._keep(intake)
             return message
+
+    def _hold_back(self, size_bytes: int, stop_fd: int) -> None:
+        """Wait until more may come, or we are to stop: what is not read, ssh and TCP soon do not send."""
+        rate = self._request.rate
+        if not rate.is_needed:
+            return
+        rate.take(size_bytes)
+        poller = select.poll()
+        poller.register(stop_fd, select.POLLIN)
+        while wait_s := rate.wait_s(time.monotonic()):
+            # A little at a time: another rate may begin meanwhile.
+            if poller.poll(min(wait_s, 1.0) * 1000):
+                return
 
     def _keep(self, intake: Intake) -> None:
         try:

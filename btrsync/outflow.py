@@ -99,8 +99,9 @@ class Outflow:
         if not self._config.entry(self._client).allow_fetch:
             raise RefusedError(
                 f"the client {self._client} may not fetch its backups from this server",
-                hint=f"on the server, set `allow_fetch = true` in [clients.{self._client}] of {file}"
-                if (file := self._config.file)
+                # Where that file is, is no client's business.
+                hint=f"on the server, set `allow_fetch = true` in [clients.{self._client}] of its settings"
+                if self._config.file
                 else "on the server, add --allow-fetch to `btrsync serve --root`",
             )
 

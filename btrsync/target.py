@@ -168,27 +168,32 @@ def open_target(directory: Path, *, root: Path, is_look_only: bool) -> Target:
                 hint=f"chown root:root {path}; chmod go-w {path}",
             )
     if not is_look_only:
-        if os.statvfs(root).f_flag & os.ST_RDONLY:
-            raise StorageError(
-                f"{root} is mounted read-only, so nothing can be received there",
-                hint="see dmesg for why; if it was mounted so on purpose: mount -o remount,rw",
-            )
         if not directory.exists() and (point := missing_mount(root)) is not None:
             raise StorageError(
                 f"{point} is a mount point in /etc/fstab and nothing is mounted there,"
                 f" so {directory} was not made",
                 hint=f"mount {point}",
             )
-        point = mount_of(directory if directory.exists() else root).mount_point
-        if point.stat().st_ino != btrfs.SUBVOLUME_INODE:
-            # A full backup would come through, but nothing that goes on from one (do_receive(), receive.c).
-            raise StorageError(
-                f"{point} is a directory within a subvolume, mounted by itself (mount --bind), and from there"
-                " btrfs receive finds no send parent",
-                hint="mount the subvolume that it lies in, or the whole filesystem",
-            )
+        check_receivable(directory if directory.exists() else root)
         make_private_directory(directory)
     return Target(directory)
+
+
+def check_receivable(directory: Path) -> None:
+    """See that the mount of `directory`, which is on btrfs, lets one receive. Raises StorageError."""
+    point = mount_of(directory).mount_point
+    if os.statvfs(directory).f_flag & os.ST_RDONLY:
+        raise StorageError(
+            f"{point} is mounted read-only, so nothing can be received there",
+            hint=f"see dmesg for why; if it was mounted so on purpose: mount -o remount,rw {point}",
+        )
+    if point.stat().st_ino != btrfs.SUBVOLUME_INODE:
+        # A full backup would come through, but nothing that goes on from one (do_receive(), receive.c).
+        raise StorageError(
+            f"{point} is a directory within a subvolume, mounted by itself (mount --bind), and from there"
+            " btrfs receive finds no send parent",
+            hint="mount the subvolume that it lies in, or the whole filesystem",
+        )
 
 
 def _continued(begin: Begin, before: list[Partial]) -> Partial | None:

@@ -86,8 +86,8 @@ class TargetConfig(msgspec.Struct, frozen=True, kw_only=True):
     rate_limit_bytes: Annotated[
         Rate | None,
         Meta(
-            description="Bytes per second that are sent at most, at hours that `rate_limits` does not"
-            " name. Without it, as fast as the line goes.",
+            description="Bytes per second that are sent or fetched at most, at hours that `rate_limits`"
+            " does not name. Without it, as fast as the line goes.",
         ),
     ] = None
     rate_limits: Annotated[

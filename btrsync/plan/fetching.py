@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from btrsync.errors import RefusedError
-from btrsync.plan.names import is_valid_name
+from btrsync.plan.names import is_staging_name, is_valid_name, printable_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ class Present(NamedTuple):
 def plan_fetch(
     backups: Sequence[Backup],
     own: Mapping[str, Subvolume],
-    received_counts: Mapping[UUID, int],
+    received: Mapping[UUID, Sequence[str]],
     *,
     job: str,
     target: str,
@@ -54,8 +54,9 @@ def plan_fetch(
     """Decide what is fetched.
 
     backups: of the job at the target, oldest first; own: the subvolumes of the directory that it goes to, by
-    name, none of them staging; received_counts: how many subvolumes of that whole filesystem carry each
-    received UUID; name: of the backup, None for the latest. Raises RefusedError.
+    name, none of them staging; received: the paths of all subvolumes of that whole filesystem that carry a
+    received UUID, but for the staging ones of the directory; name: of the backup, None for the latest. Raises
+    RefusedError.
     """
     intact = [backup for backup in backups if _is_intact(backup)]
     backup = _chosen(backups, intact, job, target, name)
@@ -64,17 +65,13 @@ def plan_fetch(
     assert uuid is not None, "it is intact"
     if uuid in held:
         return Present(backup, held[uuid].name)
-    if received_counts.get(uuid, 0):
-        raise RefusedError(
-            f"{backup.name} was received elsewhere on this filesystem already:"
-            " a second one would make both useless as parents",
-            hint="use that one (`btrfs subvolume list -R` shows where it is), or delete it",
-        )
+    if paths := received.get(uuid):
+        raise _received_elsewhere(backup.name, paths)
     there = {one.received_uuid for one in intact}
     proven = {
         parent: held[parent]
         for parent in held
-        if parent in there and received_counts.get(parent, 0) == (0 if held[parent].is_original else 1)
+        if parent in there and len(received.get(parent, ())) == (0 if held[parent].is_original else 1)
     }
     at = intact.index(backup)
     by_nearness = [*reversed(intact[:at]), *intact[at + 1 :]]
@@ -108,6 +105,22 @@ def _chosen(
             f"{name} on {target} is writable, was edited or was never received: it is no backup"
         )
     return found
+
+
+def _received_elsewhere(name: str, paths: Sequence[str]) -> RefusedError:
+    shown = ", ".join(printable_name(path) for path in paths)
+    if all(is_staging_name(path.rpartition("/")[2]) for path in paths):
+        return RefusedError(
+            f"a transfer of {name} that was cut has left a part of it elsewhere on this filesystem,"
+            f" as {shown}: a second one would be taken for it",
+            hint="let that one go on (for a fetch, name its directory with --to), or delete the part with"
+            " `btrfs subvolume delete`",
+        )
+    return RefusedError(
+        f"{name} was received elsewhere on this filesystem already, as {shown}:"
+        " a second one would make both useless as parents",
+        hint="use that one (its path is from the top level of the filesystem), or delete it",
+    )
 
 
 def _is_intact(backup: Backup) -> bool:

@@ -15,7 +15,7 @@ from collections import Counter
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 from uuid import UUID
 
 import pybtrfs
@@ -81,17 +81,37 @@ def subvolumes_in(directory: Path) -> dict[str, Subvolume]:
     return found
 
 
+class Received(NamedTuple):
+    """A subvolume with a received UUID. path: from the top level of its filesystem; id: the subvolume's."""
+
+    uuid: UUID
+    path: str
+    id: int
+
+
+def received(path: Path) -> list[Received]:
+    """Return the subvolumes of the whole filesystem that carry a received UUID.
+
+    path: anything on the filesystem; needs root. Raises StorageError.
+    """
+    try:
+        with _spelled(path) as text, pybtrfs.SubvolumeIterator(text, top=TOP_LEVEL_ID, info=True) as found:
+            return [
+                Received(UUID(bytes=i.received_uuid), name, i.id)
+                for name, i in found
+                if i.received_uuid != _NO_UUID
+            ]
+    except OSError as error:
+        raise _failure("cannot list the subvolumes of the filesystem of", path, error) from error
+
+
 def received_uuid_counts(path: Path) -> Counter[UUID]:
     """Return how many subvolumes of the whole filesystem carry each received_uuid.
 
     More than one for a UUID makes it useless as a parent: `btrfs receive` takes the oldest and
-    says nothing. path: anything on the filesystem; needs root. Raises StorageError.
+    says nothing. path, raises: as with `received`.
     """
-    try:
-        with _spelled(path) as text, pybtrfs.SubvolumeIterator(text, top=TOP_LEVEL_ID, info=True) as found:
-            return Counter(UUID(bytes=i.received_uuid) for _, i in found if i.received_uuid != _NO_UUID)
-    except OSError as error:
-        raise _failure("cannot list the subvolumes of the filesystem of", path, error) from error
+    return Counter(one.uuid for one in received(path))
 
 
 def create_snapshot(source: Path, path: Path, *, readonly: bool = True) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +15,7 @@ from btrsync.plan.fetching import can_clone_from_original
 from btrsync.stream.rewriting import Rewriter
 from btrsync.system import btrfs
 from btrsync.system.beneath import FilesBeneath
-from harness import command, manifest, tree
+from harness import command, manifest, tree, wait
 from tests.kernel.cutting import first_of
 from tests.kernel.local_mirror import LocalMirror, local_mirror
 from tests.kernel.send_stream import CLONE, WRITE, commands_of
@@ -280,6 +281,93 @@ def test_what_cannot_be_fetched_is_one_sentence_and_changes_nothing(mirror: Loca
     assert "it is no backup" in message(fetch(mirror, "--snapshot", name, status=10))
     assert os.listdir(mirror.snapshots) == []
     assert stat.S_IMODE(mirror.snapshots.stat().st_mode) == 0o755
+
+
+def limit_rate(mirror: LocalMirror, rate_bytes: int) -> None:
+    lines = mirror.config.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not line.startswith("rate_limit_bytes")]
+    mirror.config.write_text("".join([kept[0], f"rate_limit_bytes = {rate_bytes}\n", *kept[1:]]))
+
+
+def test_a_fetch_keeps_to_the_rate_of_its_target_and_stops_at_once_all_the_same(mirror: LocalMirror) -> None:
+    (mirror.live / "bulk").write_bytes(os.urandom(3_000_000))
+    name = synced(mirror)
+    before = seen(mirror.snapshots / name)
+    lost(mirror, name)
+    limit_rate(mirror, 20_000)
+    with command.spawn(
+        [sys.executable, "-m", "btrsync", "fetch", "job", "--config", mirror.config]
+    ) as process:
+        wait.until(lambda: os.listdir(mirror.snapshots), timeout_s=10, what="the first of it")
+        process.terminate()
+        process.wait(5)
+    assert name not in os.listdir(mirror.snapshots)
+    limit_rate(mirror, 1_000_000)
+    outcome = fetch(mirror)
+    assert 1_500_000 < outcome["bytes_sent"] < 3_100_000
+    assert outcome["seconds"] > 1.2
+    assert manifest.difference(before, seen(mirror.snapshots / name)) == []
+
+
+def test_where_a_part_of_it_lies_elsewhere_that_is_said_and_how_to_go_on(
+    mirror: LocalMirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (mirror.live / "bulk").write_bytes(os.urandom(EDITED_BYTES))
+    name = synced(mirror)
+    lost(mirror, name)
+    elsewhere = mirror.snapshots.parent / "elsewhere"
+    elsewhere.mkdir(mode=0o755)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{cut_send(tmp_path / 'cut', 600_000)}:{os.environ['PATH']}")
+        fetch(mirror, "--to", str(elsewhere), status=6)
+    (partial,) = [found for found in os.listdir(elsewhere) if not found.endswith(".json")]
+    said = message(fetch(mirror, status=10))
+    assert f"has left a part of it elsewhere on this filesystem, as elsewhere/{partial}" in said
+    assert "name its directory with --to" in said
+    assert fetch(mirror, "--to", str(elsewhere))["resumed_from_bytes"] > 0
+    assert os.listdir(elsewhere) == [name]
+
+
+def test_into_a_directory_that_is_mounted_by_itself_or_cannot_be_written_nothing_is_fetched(
+    mirror: LocalMirror, tmp_path: Path
+) -> None:
+    name = synced(mirror)
+    lost(mirror, name)
+    point = tmp_path / "point"
+    point.mkdir()
+    command.run(["mount", "--bind", mirror.snapshots, point])
+    try:
+        said = message(fetch(mirror, "--to", str(point), status=8))
+        assert "btrfs receive finds no send parent" in said
+        assert fetch(mirror, "--to", str(point), "--dry-run")["result"] == "would_fetch"
+    finally:
+        command.run(["umount", point])
+    source = mirror.snapshots.parent
+    command.run(["mount", "-o", "remount,ro", source])
+    try:
+        said = message(fetch(mirror, status=8))
+        assert f"{source} is mounted read-only" in said
+    finally:
+        command.run(["mount", "-o", "remount,rw", source])
+    assert os.listdir(mirror.snapshots) == []
+
+
+def test_what_goes_wrong_here_is_not_said_to_be_on_the_server(
+    mirror: LocalMirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost(mirror, synced(mirror))
+    real, script = shutil.which("btrfs"), tmp_path / "failing" / "btrfs"
+    script.parent.mkdir()
+    script.write_text(
+        f'#!/bin/sh\n[ "$1" = receive ] || exec {real} "$@"\n'
+        "cat > /dev/null; echo 'ERROR: it struck' >&2; exit 1\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+    said = message(fetch(mirror, status=6))
+    assert "it struck" in said
+    assert "kept at the receiving end" in said
+    assert "server" not in said
 
 
 def test_files_of_a_parent_are_read_beneath_it_only(mirror: LocalMirror) -> None:

@@ -91,6 +91,7 @@ def test_without_leave_nothing_is_given_back(place: Place, allowed: Path) -> Non
             assert failed.exit_status == RefusedError.exit_status
             assert "the client workstation may not fetch its backups" in failed.message
             assert remedy in str(failed.hint)
+            assert str(allowed.parent) not in f"{failed.message} {failed.hint}"
     assert place.listing() == before
 
 

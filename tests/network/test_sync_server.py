@@ -28,7 +28,7 @@ def test_no_space_in_the_middle_of_a_receive_is_told_and_leaves_nothing(both: Tw
         before = mirror.lasting(both.server_listing())
         synced = both.sync(ok=(8,))
         said = mirror.words(synced)
-        assert "no space left at the server in /MirrorRoot/btrsync/workstation/share" in said
+        assert "no space left at the receiving end in /MirrorRoot/btrsync/workstation/share" in said
         assert "free space there, or add a disk" in said
         assert mirror.visible_backups(both) == [first]
         assert [line.split()[0] for line in mirror.lasting(both.server_listing())] == [
@@ -100,7 +100,7 @@ SERVERS: dict[str, tuple[Callable[[TwoHosts], AbstractContextManager[None]], int
         8, "/srv/backups is not on a btrfs filesystem", "is the array mounted?",
     ),
     "a root mounted read-only": (
-        mounted_read_only, 8, "/MirrorRoot/btrsync is mounted read-only", "remount,rw"
+        mounted_read_only, 8, "/MirrorRoot is mounted read-only", "remount,rw /MirrorRoot"
     ),
     "a root that others may write": (
         writable_by_others, 8, "/MirrorRoot/btrsync must be a directory that only root can write", "chmod go-w"

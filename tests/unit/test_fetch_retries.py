@@ -41,7 +41,7 @@ class Link:
 
 
 def persist(link: Link, monkeypatch: pytest.MonkeyPatch) -> JobOutcome:
-    target = types.SimpleNamespace(retries=3, retry_pause_s=0)
+    target = types.SimpleNamespace(retries=3, retry_pause_s=0, rate_limit_bytes=None, rate_limits=())
     config: Any = types.SimpleNamespace(targets={"daisy": target})
     options: Any = types.SimpleNamespace(job="job")
     fetching = _Fetch(config, options, "daisy", types.SimpleNamespace(step=lambda *_: None))

@@ -33,10 +33,10 @@ def plan(
     backups: list[Backup],
     here: dict[str, Subvolume],
     name: str | None = None,
-    counts: dict[UUID, int] | None = None,
+    received: dict[UUID, list[str]] | None = None,
 ) -> FetchPlan | Present:
-    received = {found.received_uuid: 1 for found in here.values() if found.received_uuid}
-    return plan_fetch(backups, here, counts or received, job="job", target="daisy", name=name)
+    own = {found.received_uuid: [f"here/{name}"] for name, found in here.items() if found.received_uuid}
+    return plan_fetch(backups, here, received or own, job="job", target="daisy", name=name)
 
 
 def parent_of(found: FetchPlan | Present) -> str | None:
@@ -72,9 +72,9 @@ def test_what_may_have_changed_here_is_no_parent(changes: dict[str, Any]) -> Non
 
 def test_what_receive_would_confuse_with_another_is_no_parent() -> None:
     here = {"mine-1": own(1), "mine-2": own(2)}
-    assert parent_of(plan(THREE, here, counts={UUID(int=2): 1})) == "mine-1"
+    assert parent_of(plan(THREE, here, received={UUID(int=2): ["back-2"]})) == "mine-1"
     here = {"mine-1": own(1), "back-2": own(2, received=True)}
-    assert parent_of(plan(THREE, here, counts={UUID(int=2): 2})) == "mine-1"
+    assert parent_of(plan(THREE, here, received={UUID(int=2): ["here/back-2", "other"]})) == "mine-1"
 
 
 def test_what_the_target_holds_no_more_is_no_parent_of_a_fetch_that_goes_on_either() -> None:
@@ -107,8 +107,19 @@ def test_what_is_no_backup_is_refused(backups: list[Backup], name: str | None, w
 
 
 def test_a_second_one_that_would_be_ambiguous_is_refused() -> None:
-    with pytest.raises(RefusedError, match="received elsewhere on this filesystem"):
-        plan(THREE, {}, counts={UUID(int=3): 1})
+    with pytest.raises(RefusedError, match="received elsewhere on this filesystem already, as other/s3:"):
+        plan(THREE, {}, received={UUID(int=3): ["other/s3"]})
+    both = ["other/s3", "other/.partial-0123456789abcdef"]
+    with pytest.raises(RefusedError, match="received elsewhere on this filesystem already"):
+        plan(THREE, {}, received={UUID(int=3): both})
+
+
+def test_what_is_only_a_part_of_it_elsewhere_is_named_as_one() -> None:
+    with pytest.raises(
+        RefusedError, match=r"has left a part of it elsewhere .*, as other/\.partial-01"
+    ) as caught:
+        plan(THREE, {}, received={UUID(int=3): ["other/.partial-0123456789abcdef"]})
+    assert "--to" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(
