@@ -100,12 +100,17 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect what only a guest can meet, unless this is one."""
-    if os.environ.get(VM_VARIABLE):
+    if os.environ.get(VM_VARIABLE) or _has_guests(config):
         return
     away = [item for item in items if item.get_closest_marker("vm")]
     if away:
         config.hook.pytest_deselected(items=away)
         items[:] = [item for item in items if not item.get_closest_marker("vm")]
+
+
+def _has_guests(config: pytest.Config) -> bool:
+    """Whether another plugin runs all tests in guests, which have what they have."""
+    return bool(getattr(config.option, "has_guests", False))
 
 
 def _required(item: pytest.Item) -> list[str]:
@@ -116,7 +121,7 @@ def _required(item: pytest.Item) -> list[str]:
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
     """Say what of all that these tests require is on and what is off."""
     names = list(dict.fromkeys(name for item in items for name in _required(item)))
-    if config.option.collectonly or not names:
+    if config.option.collectonly or not names or _has_guests(config):
         return []
     off = {name: why for name in names if (why := requires.reason(name)) is not None}
     on = [name for name in names if name not in off]

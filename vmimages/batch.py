@@ -50,11 +50,13 @@ def run(
     options: Options,
     timeout_s: float = TIMEOUT_S,
     show: Callable[[str], None] | None = None,
+    watch: Callable[[Disks], None] | None = None,
 ) -> Results:
     """Boot, run a command in /work, and return its results, unpacked into `directory`.
 
     The command leaves files in $BTRSYNC_RESULTS; `kernel.log` and the console are always there.
-    show: is given what the command writes, as it comes. Raises GuestPanicked, GuestEnded and
+    show: is given what the command writes, as it comes. watch: is given the disks again and again while
+    the guest runs, and once when it has ended, however it did. Raises GuestPanicked, GuestEnded and
     GuestHung; the console is in `directory` then, too.
     """
     backend = choose_backend(image, options.backend)
@@ -72,13 +74,15 @@ def run(
             )
             running = Running(boot, backend, disks.console)
             try:
-                _wait(running, timeout_s, show or _silent)
+                _wait(running, timeout_s, show or _silent, lambda: watch(disks) if watch else None)
                 try:
                     return results.read(disks.results, directory)
                 except results.NoResults as error:
                     raise GuestEnded(str(error), running.text()) from None
             finally:
                 running.close()
+                if watch is not None:
+                    watch(disks)
                 shutil.copyfile(disks.console, directory / CONSOLE)
     finally:
         channel.close()
@@ -88,7 +92,7 @@ def _silent(_: str) -> None:
     pass
 
 
-def _wait(running: Running, timeout_s: float, show: Callable[[str], None]) -> None:
+def _wait(running: Running, timeout_s: float, show: Callable[[str], None], watch: Callable[[], None]) -> None:
     """Wait for the guest's end, and show what lies on the console between the two marks."""
     deadline = time.monotonic() + timeout_s
     shown = Shown(show)
@@ -96,6 +100,7 @@ def _wait(running: Running, timeout_s: float, show: Callable[[str], None]) -> No
         has_ended = running.status() is not None
         if running.console is not None:
             shown.take(running.console.text())
+        watch()
         running.check_console()
         if has_ended:
             return

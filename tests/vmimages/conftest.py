@@ -1,0 +1,29 @@
+"""Guests for the tests of machines: one image, and one machine that tests may share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vmimages.build import build_image
+from vmimages.machine import Machine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmimages.image import Image
+
+
+@pytest.fixture(scope="session")
+def image() -> Image:
+    """The image whose kernel boots fastest."""
+    return build_image("trixie", backends=["uml"])
+
+
+@pytest.fixture(scope="module")
+def machine(image: Image) -> Iterator[Machine]:
+    """A machine that is up; who takes its power starts it again."""
+    with Machine(image, backend="uml", disks=[256 << 20]) as one:
+        one.start()
+        yield one
