@@ -32,7 +32,8 @@ GUEST = HERE / "guest"
 BUILDERS = ("build", "kernels", "packages", "python", "root", "rootdisk")
 """Modules whose code decides what comes out."""
 GUEST_FILES = ("init",)
-KEPT = 3
+KEPT_IMAGES = 3
+KEPT_ROOTS = 2
 ROOT_DISK = "root.ext4"
 FACTS = "facts.json"
 # fmt: off
@@ -127,7 +128,7 @@ def _build(cache: Cache, wanted: ImageSpec, packages: Resolution, say: Callable[
         with cache.aside() as aside:
             _make_root(cache, packages, aside)
             aside.rename(made)
-        caches.keep_newest(made.parent, KEPT)
+        caches.keep_newest(made.parent, KEPT_ROOTS)
     with cache.aside() as aside:
         # What lies there is never written to, so both can have the same files.
         shutil.copytree(made, aside, copy_function=_link, dirs_exist_ok=True)
@@ -137,7 +138,7 @@ def _build(cache: Cache, wanted: ImageSpec, packages: Resolution, say: Callable[
         final = cache.images / wanted.name / image_key(key, GUEST)
         final.parent.mkdir(exist_ok=True)
         aside.rename(final)
-    caches.keep_newest(final.parent, KEPT)
+    caches.keep_newest(final.parent, KEPT_IMAGES)
     say(f"{wanted.name}: built in {time.monotonic() - began:.1f} s")
 
 

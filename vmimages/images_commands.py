@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from vmimages import cache as caches
-from vmimages import packages, spec
+from vmimages import packages, resolution, spec
 from vmimages.build import build_image, find_image
 from vmimages.cache import Cache
 
@@ -27,8 +27,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     building.add_argument("images", nargs="*", metavar="IMAGE", help="by default all of them")
     building.add_argument("--refresh", action="store_true", help="look for newer packages now")
     building.set_defaults(run=build_images)
-    cleaning = commands.add_parser("clean", help="remove what was built")
-    cleaning.add_argument("--all", action="store_true", help="also what was downloaded")
+    cleaning = commands.add_parser("clean", help="remove what was built, and packages of no use any more")
+    cleaning.add_argument("--all", action="store_true", help="also all that was downloaded")
     cleaning.set_defaults(run=clean)
 
 
@@ -64,6 +64,8 @@ def clean(words: argparse.Namespace) -> int:
             caches.remove(folder)
         if words.all:
             packages.forget(cache)
+        else:
+            resolution.remove_unused(cache)
     print(f"removed {(before - size_bytes(cache.path)) // MIB} MiB from {cache.path}")
     return 0
 

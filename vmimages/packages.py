@@ -104,6 +104,7 @@ def format_settings(state: Path, dump: str) -> str:
         "Dir::State::status": state / "status",
         "Dir::Cache": state,
         "Dir::Cache::archives": state / "none",
+        "Dir::Cache::srcpkgcache": "",
         "Dir::Etc::sourcelist": state / "sources.list",
         "Dir::Etc::sourceparts": "/dev/null",
         "Dir::Etc::parts": "/dev/null",

@@ -15,6 +15,7 @@ from vmimages.packages import Archive, Package, path_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from vmimages.cache import Cache
     from vmimages.spec import ImageSpec
@@ -93,6 +94,19 @@ def current(cache: Cache, wanted: ImageSpec, *, refresh: bool, say: Callable[[st
         written.write_text(json.dumps(dataclasses.asdict(resolution)))
         written.replace(cache.resolved / f"{wanted.name}.json")
     return resolution
+
+
+def remove_unused(cache: Cache) -> None:
+    """Remove downloads that no image consists of any longer; only under the cache's lock."""
+    used: set[Path] = set()
+    for file in cache.resolved.glob("*.json"):
+        known = _from_json(json.loads(file.read_text()))
+        used |= {path_of(cache, package) for group in known.groups.values() for package in group}
+        used |= {cache.wheels / name for name in known.wheels}
+    for folder in (cache.debs, cache.wheels):
+        for file in folder.iterdir():
+            if file not in used:
+                file.unlink()
 
 
 def _is_complete(cache: Cache, resolution: Resolution) -> bool:

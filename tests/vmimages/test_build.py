@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ import pytest
 from harness import command
 from vmimages import build, python, resolution, root, spec
 from vmimages import cache as caches
+from vmimages.__main__ import main
 from vmimages.cache import Cache
 from vmimages.errors import VmError
 from vmimages.packages import Package
@@ -93,6 +95,52 @@ def test_a_host_without_a_tool_is_told_its_package(monkeypatch: pytest.MonkeyPat
     with pytest.raises(VmError, match="images cannot be built without mke9fs") as caught:
         build.build_image("bookworm", cache=Cache(tmp_path))
     assert caught.value.hint == "apt-get install e9fsprogs"
+
+
+def test_downloads_that_no_image_consists_of_are_removed_and_no_others(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.ensure()
+    (cache.resolved / "bookworm.json").write_text(json.dumps(dataclasses.asdict(RESOLVED)))
+    for file in (
+        cache.debs / "aa.deb",
+        cache.debs / "bb.deb",
+        cache.wheels / "rich.whl",
+        cache.wheels / "old.whl",
+    ):
+        file.touch()
+    resolution.remove_unused(cache)
+    left = {file.name for folder in (cache.debs, cache.wheels) for file in folder.iterdir()}
+    assert left == {"aa.deb", "rich.whl"}
+
+
+def test_clean_leaves_packages_and_clean_all_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(caches.VARIABLE, str(tmp_path / "cache"))
+    assert main(["clean"]) == 0
+    assert "there is nothing in" in capsys.readouterr().out
+    cache = Cache(tmp_path / "cache")
+    cache.ensure()
+    (cache.resolved / "bookworm.json").write_text(json.dumps(dataclasses.asdict(RESOLVED)))
+    (cache.debs / "aa.deb").write_bytes(bytes(3 << 20))
+    (cache.images / "bookworm/key").mkdir(parents=True)
+    (cache.images / "bookworm/key/root.ext4").write_bytes(bytes(2 << 20))
+    assert main(["clean"]) == 0
+    assert "removed 2 MiB" in capsys.readouterr().out
+    assert (cache.debs / "aa.deb").exists() and not cache.images.exists()
+    assert main(["clean", "--all"]) == 0
+    assert "removed 3 MiB" in capsys.readouterr().out
+    assert [file.name for file in cache.path.iterdir()] == ["lock"]
+
+
+def test_the_command_line_tells_a_mistake_in_a_sentence_and_a_hint(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["build", "windows"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "vmimages: there is no image 'windows'",
+        f"hint: images: {', '.join(spec.names())}",
+    ]
 
 
 # ------------------------------------------------------------------------------------ a real image
