@@ -11,6 +11,7 @@ from typing import BinaryIO
 DISK_BYTES = 2 << 30
 """Sparse: costs what is written."""
 TRAILER = "trailer"
+COMPLETE = "complete\n"
 STATUS = "exit-status"
 
 
@@ -37,10 +38,12 @@ def read(disk: Path, directory: Path) -> Results:
 
     Raises NoResults if there is no trailer or no exit status: then the guest crashed.
     """
+    for name in (TRAILER, STATUS):
+        (directory / name).unlink(missing_ok=True)  # an earlier guest's
     try:
         with disk.open("rb") as file:
             last = unpack(file, directory)
-        if last != TRAILER:
+        if last != TRAILER or (directory / TRAILER).read_text() != COMPLETE:
             raise NoResults("the results disk holds no end: the guest did not get there")
         status = int((directory / STATUS).read_text())
     except (tarfile.TarError, ValueError, EOFError, OSError) as error:
