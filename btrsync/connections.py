@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from btrsync import __version__
@@ -15,6 +14,7 @@ from btrsync.remote import Remote
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from contextlib import AbstractContextManager
+    from pathlib import Path
     from types import TracebackType
     from uuid import UUID
 
@@ -33,7 +33,7 @@ class Connections:
 
     One that is first wanted only after a long transfer to another target is started anew then.
     sessions: of a run that serves several jobs at once, how many may be at each target; socket_directory:
-    where a directory for the sockets is made through which they share an ssh.
+    where a directory for the sockets is made through which they share an ssh; needed with those.
     """
 
     def __init__(
@@ -104,10 +104,10 @@ class Connections:
         sharing = [pool for pool in self._pools.values() if pool.goes_through_ssh]
         if not sharing:
             return
-        from tempfile import TemporaryDirectory
+        from btrsync.system.lock import own_directory
 
-        directory = TemporaryDirectory(prefix="ssh-", dir=self._socket_directory, ignore_cleanup_errors=True)
-        path = Path(stack.enter_context(directory))
+        assert self._socket_directory is not None
+        path = stack.enter_context(own_directory(self._socket_directory, "ssh-"))
         for number, pool in enumerate(sharing):
             # Short: the path of a socket has 107 bytes at most. Source: unix(7).
             pool.socket = path / str(number)

@@ -29,6 +29,8 @@ FIRST_PAUSE_S: Final = 0.005
 LONGEST_PAUSE_S: Final = 0.2
 EVICTION_GRACE_S: Final = 5.0
 HOLDER_BYTES: Final = 4096
+SWEEPING_S: Final = 10.0
+OWNER_NAME: Final = ".btrsync-owner"
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -137,6 +139,29 @@ def directory_lock(
         yield fd
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def own_directory(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new directory in `parent`, for root alone and for no longer than the context; its name is short.
+
+    First those that dead processes left there are deleted: that have the prefix, a file of ours, and nobody
+    who holds the lock on it. Raises LockedError, OSError.
+    """
+    # Late: few runs need them.
+    from shutil import rmtree
+    from tempfile import mkdtemp
+
+    with contextlib.ExitStack() as stack:
+        # Else what is being made, and is not locked yet, would be taken for one of the dead.
+        with directory_lock(parent, str(parent), is_shared=False, wait_s=SWEEPING_S):
+            for left in parent.glob(f"{prefix}*/{OWNER_NAME}"):
+                if not left.is_symlink() and not _is_held(left):
+                    rmtree(left.parent, ignore_errors=True)
+            path = parent / mkdtemp(prefix=prefix, dir=parent)
+            stack.callback(rmtree, path, ignore_errors=True)
+            stack.enter_context(Lock(path / OWNER_NAME, str(path)))
+        yield path
 
 
 def holder(path: Path) -> Holder | None:

@@ -57,7 +57,7 @@ def assert_mirrored(both: TwoHosts, synced: Synced) -> None:
 
 def sockets_are_gone(both: TwoHosts) -> None:
     """See that no directory for sockets is left."""
-    assert not list(both.workstation.path("/run/btrsync").glob("ssh-*"))
+    assert socket_directories(both) == []
 
 
 def fill(both: TwoHosts, *names: str) -> None:
@@ -213,12 +213,18 @@ def test_a_stopped_run_leaves_no_process_and_two_partials_which_the_next_one_goe
     assert synced.outcome("mail")["result"] == "sent"
 
 
+def socket_directories(both: TwoHosts) -> list[Path]:
+    return list(both.workstation.path("/run/btrsync").glob("ssh-*"))
+
+
 def test_a_run_that_is_killed_leaves_nothing_that_stands_in_the_way_of_the_next(both: TwoHosts) -> None:
     with two_moving(both) as process:
         faults.kill(both.workstation, "btrsync sync")
         assert process.wait(10) == -signal.SIGKILL
     mirror.nobody_is_left(both)
+    assert len(socket_directories(both)) == 1
     synced = both.sync()
+    assert socket_directories(both) == []
     for name in NAMES:
         mirror.assert_mirrored(both, synced, name)
         assert both.snapshots(name) == both.backups(name)

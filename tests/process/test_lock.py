@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +20,6 @@ from btrsync.system.lock import Lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from btrsync.system.process import Process
 
@@ -230,3 +231,40 @@ def test_there_is_nobody_to_end_where_nobody_holds_the_lock(path: Path) -> None:
     with Lock(path, "job share", run_id="run-1"):
         pass
     assert not lock.evict(path, "run-1")
+
+
+OWN_DIRECTORY = """
+import sys
+from pathlib import Path
+from btrsync.system.lock import own_directory
+with own_directory(Path(sys.argv[1]), "ssh-") as made:
+    (made / "0").touch()
+    print(made, flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def anothers_directory(parent: Path) -> Iterator[tuple[Process, Path]]:
+    """Another process with a directory of its own below `parent`."""
+    with contextlib.ExitStack() as stack:
+        out_read, out_write = os.pipe()
+        in_read, in_write = os.pipe()
+        for fd in (out_read, out_write, in_read, in_write):
+            stack.callback(os.close, fd)
+        argv = [sys.executable, "-c", OWN_DIRECTORY, str(parent)]
+        owner = stack.enter_context(process.spawn(argv, stdin=in_read, stdout=out_write))
+        yield owner, Path(os.read(out_read, 4096).decode().strip())
+
+
+def test_what_a_killed_process_left_of_its_own_directory_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "ssh-somebodys").mkdir()
+    with anothers_directory(tmp_path) as (_, living), anothers_directory(tmp_path) as (owner, dead):
+        owner.kill()
+        owner.wait(5)
+        assert (dead / "0").exists()
+        with lock.own_directory(tmp_path, "ssh-") as ours:
+            assert set(tmp_path.iterdir()) == {tmp_path / "ssh-somebodys", living, ours}
+            assert (living / "0").exists()
+            assert ours.stat().st_mode & 0o777 == 0o700
+        assert set(tmp_path.iterdir()) == {tmp_path / "ssh-somebodys", living}
