@@ -7,9 +7,11 @@ import os
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from btrsync.errors import RefusedError, StorageError
+from btrsync.errors import LockedError, RefusedError, StorageError
+from btrsync.plan.names import is_passing_name
 from btrsync.plan.snapshots import Snapshot, SourceInventory, source_inventory
 from btrsync.system import btrfs
+from btrsync.system.lock import directory_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +32,7 @@ class Source:
     def __init__(self, subvolume: Path, snapshots: Path) -> None:
         self._subvolume = subvolume
         self._directory = snapshots
+        self._passing: dict[str, Subvolume] = {}
 
     def inventory(self, *, is_synced: bool = True) -> SourceInventory:
         """Sync the filesystem, then return what is there; only then is a write in memory seen.
@@ -57,7 +60,9 @@ class Source:
         if is_synced:
             btrfs.sync_filesystem(self._subvolume)
             subvolume = btrfs.subvolume(self._subvolume)
-        return source_inventory(subvolume, btrfs.subvolumes_in(self._directory).items())
+        found = btrfs.subvolumes_in(self._directory)
+        self._passing = {name: one for name, one in found.items() if is_passing_name(name)}
+        return source_inventory(subvolume, found.items())
 
     def make_snapshot(self, name: str, *, origin: Subvolume) -> Snapshot:
         """Make a read-only snapshot `name` of the subvolume and put it on disk.
@@ -84,9 +89,29 @@ class Source:
         """
         made = self.make_snapshot(f".dry-run-{os.urandom(8).hex()}", origin=origin)
         try:
-            yield made
+            # Whoever finds it unlocked knows that we are dead.
+            with directory_lock(self._directory / made.name, f"{made.name} is in use", is_shared=False):
+                yield made
         finally:
             self.delete_snapshot(made)
+
+    def sweep(self, origin: Subvolume) -> list[str]:
+        """Delete what the inventory found and a killed dry run has left, and return the names.
+
+        origin: the subvolume as the inventory found it: only read-only snapshots of that, never received, can
+        be ours, and none that is locked. Raises StorageError.
+        """
+        deleted = []
+        for name, found in self._passing.items():
+            if not found.is_readonly or found.received_uuid or (found.parent_uuid or NO_UUID) != origin.uuid:
+                continue
+            with (
+                contextlib.suppress(LockedError, FileNotFoundError),
+                directory_lock(self._directory / name, f"{name} is in use", is_shared=False),
+            ):
+                self.delete_snapshot(Snapshot(name, found))
+                deleted.append(name)
+        return deleted
 
     def names(self) -> set[str]:
         """Return every name in the snapshot directory, whatever it belongs to."""

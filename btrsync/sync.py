@@ -141,6 +141,7 @@ class _JobRun:
             for target in targets:
                 self._tell(_failure(self._job, target, error, time.monotonic() - began))
             return
+        self._sweep(source)
         try:
             for target in targets:
                 began = time.monotonic()
@@ -154,6 +155,15 @@ class _JobRun:
                     self._tell(_failure(self._job, target, error, time.monotonic() - began))
         finally:
             self._drop_unwanted()
+
+    def _sweep(self, source: SourceInventory) -> None:
+        if self._options.is_dry_run:
+            return
+        try:
+            for name in self._source.sweep(source.subvolume):
+                self._report.step(self._job, "", f"deleted {name}, left by a dry run that was killed")
+        except (BtrsyncError, OSError) as error:
+            self._report.warning(f"job {self._job}: {error}")
 
     def _delivery(self, target: str, line: Line) -> Delivery:
         return Delivery(

@@ -14,6 +14,8 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,127}\Z")
 """What may become one path component on a server: nothing hidden, no separator, no control character."""
 STAGING_PATTERN = re.compile(r"\.(incoming|partial)-[0-9a-f]{16}\Z")
 """What is on its way in, or was cut: `btrsync.incoming` and `btrsync.partials` give such names."""
+PASSING_PATTERN = re.compile(r"\.dry-run-[0-9a-f]{16}\Z")
+"""A snapshot that is there while a dry run counts: `btrsync.source` gives such names."""
 
 
 def is_valid_name(name: str) -> bool:
@@ -24,6 +26,11 @@ def is_valid_name(name: str) -> bool:
 def is_staging_name(name: str) -> bool:
     """Tell whether `name` is one of ours for what is received and not, or not yet, complete."""
     return STAGING_PATTERN.match(name) is not None
+
+
+def is_passing_name(name: str) -> bool:
+    """Tell whether `name` is one of ours for a snapshot that goes when its run ends."""
+    return PASSING_PATTERN.match(name) is not None
 
 
 def printable_name(name: str) -> str:

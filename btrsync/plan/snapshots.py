@@ -14,7 +14,7 @@ from uuid import UUID
 import msgspec
 
 from btrsync.plan.lineage import places
-from btrsync.plan.names import is_staging_name
+from btrsync.plan.names import is_passing_name, is_staging_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -121,8 +121,13 @@ def source_inventory(subvolume: Subvolume, named: Iterable[tuple[str, Subvolume]
 
     Order is that of creation: otransid, a transaction number, does not depend on the clock.
     """
-    # What a fetch has begun carries the received UUID of a whole snapshot, and is none.
-    found = [Snapshot(name, item) for name, item in named if item.is_readonly and not is_staging_name(name)]
+    # What a fetch has begun carries the received UUID of a whole snapshot, and is none; what a dry run has
+    # made may be gone at any moment.
+    found = [
+        Snapshot(name, item)
+        for name, item in named
+        if item.is_readonly and not is_staging_name(name) and not is_passing_name(name)
+    ]
     found.sort(key=lambda snapshot: (snapshot.subvolume.otransid, snapshot.subvolume.id))
     own = tuple(item for item in found if item.subvolume.parent_uuid == subvolume.uuid)
     others = tuple(item for item in found if item.subvolume.parent_uuid != subvolume.uuid)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from btrsync.errors import StorageError
 from btrsync.source import Source
 from btrsync.system import btrfs
+from btrsync.system.lock import directory_lock
 from btrsync.target import Target
 from harness import command
 from tests.kernel.local_mirror import LocalMirror, local_mirror
@@ -156,3 +159,38 @@ def test_an_explanation_of_a_conflict_or_of_what_cannot_be_seen_ends_with_1(plac
     done = place.btrsync("sync", "--explain")
     assert (done.returncode, done.stdout) == (1, "")
     assert "btrsync: job → disk:" in done.stderr
+
+
+def test_what_a_killed_dry_run_left_is_neither_sent_nor_kept_and_what_looks_like_it_is_left_alone(
+    place: LocalMirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, script = shutil.which("btrfs"), tmp_path / "killing" / "btrfs"
+    script.parent.mkdir()
+    script.write_text(
+        f'#!/bin/sh\n[ "$1" = send ] || exec {real} "$@"\ntouch {script}.struck; kill -KILL $PPID; exit 1\n'
+    )
+    script.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+        assert place.btrsync("sync", "--dry-run").returncode == -signal.SIGKILL
+    assert script.with_name("btrfs.struck").exists()
+    (left,) = os.listdir(place.snapshots)
+    assert left.startswith(".dry-run-")
+
+    others = [f".dry-run-{number:016}" for number in range(4)]
+    command.run(["btrfs", "subvolume", "create", place.snapshots / others[0]])
+    command.run(["btrfs", "subvolume", "snapshot", place.live, place.snapshots / others[1]])
+    command.run(["btrfs", "subvolume", "create", place.live.with_name("another")])
+    another = place.live.with_name("another")
+    command.run(["btrfs", "subvolume", "snapshot", "-r", another, place.snapshots / others[2]])
+    in_use = place.snapshot(others[3])
+    before = place.snapshots / left
+    assert place.sync("--dry-run").outcome["result"] == "would_send"
+    assert before.exists(), "a dry run changes nothing"
+    with directory_lock(in_use, "a dry run", is_shared=False):
+        done = place.sync("-v")
+    assert f"deleted {left}, left by a dry run" in done.stderr
+    sent = done.outcome["snapshot"]
+    assert not sent.startswith(".")
+    assert sorted(os.listdir(place.snapshots)) == sorted([*others, sent])
+    place.assert_mirrored()
