@@ -154,8 +154,7 @@ def test_what_the_kernel_remembers_of_closed_mappings_is_no_obstacle(array: Encr
     opened(1, 2, 3, 4)
     # The fault strikes: the fourth has the number that the second had, which is forgotten for it.
     command.run(["btrfs", "device", "scan", *devices])
-    said = command.run(["mount", "-t", "btrfs", devices[0], array.point], ok=None)
-    assert (said.returncode, "No such file" in said.stderr) == (32, True)
+    assert command.run(["mount", "-t", "btrfs", devices[0], array.point], ok=None).returncode == 32
     assert array.btrsync("open", "mirror").returncode == 0
 
 
@@ -349,7 +348,7 @@ def test_a_disk_of_another_array_under_the_same_key_is_named(array: EncryptedArr
 
 def test_a_copy_of_a_member_is_refused(array: EncryptedArray) -> None:
     copy = array.add_disk("ata-copy")
-    command.run(["dd", f"if={array.members[0]}", f"of={copy}", "iflag=direct", "bs=1M", "status=none"])
+    command.run(["dd", f"if={array.members[0]}", f"of={copy}", "iflag=direct", "oflag=direct", "bs=1M"])
     array.members[1] = copy
     assert "devid 1: one is a copy" in refused(array)
 
