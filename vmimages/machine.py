@@ -20,7 +20,7 @@ r"""A machine: a guest that boots, does what it is told, loses its power and boo
     with Link() as link, Machine(old, name="daisy", link=link.ends[0]) as daisy, \
             Machine(new, name="workstation", link=link.ends[1], tree=Path("/src/btrsync")) as workstation:
         daisy.start(); workstation.start()                  # 10.77.0.1 and 10.77.0.2 on eth0
-        workstation.wait_until_succeeds("ping -c 1 10.77.0.1", timeout_s=10)
+        workstation.wait_until_succeeds("ssh-keyscan 10.77.0.1 | grep ssh", timeout_s=10)
         daisy.block()                                       # the cable is cut: silence
         daisy.unblock()
 

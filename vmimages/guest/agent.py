@@ -32,7 +32,7 @@ GREETING = b"btrsync-agent\n"
 LENGTH = struct.Struct(">I")
 WINDOW = 1024
 
-running: dict[int, subprocess.Popen[bytes]] = {}
+running: dict[int, Command] = {}
 lock = threading.Lock()
 
 
@@ -88,56 +88,77 @@ def contents(fd: int) -> str:
     return base64.b64encode(os.pread(fd, os.fstat(fd).st_size, 0)).decode()
 
 
-def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Run a command to its end, or kill it with its process group when its time is over."""
-    files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
-    try:
-        os.write(files[0], base64.b64decode(request.get("input") or ""))
-        os.lseek(files[0], 0, os.SEEK_SET)
-        process = subprocess.Popen(
-            request["argv"],
-            stdin=files[0],
-            stdout=files[1],
-            stderr=files[2],
-            env={**os.environ, **(request.get("env") or {})},
-            cwd=request.get("cwd") or "/",
-            start_new_session=True,
-        )
-        running[request["id"]] = process
+class Command:
+    """A command that runs: begun in the order of the requests, waited for in a thread of its own."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        """Start it."""
+        self.request = request
+        self.files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
+        try:
+            os.write(self.files[0], base64.b64decode(request.get("input") or ""))
+            os.lseek(self.files[0], 0, os.SEEK_SET)
+            self.process = subprocess.Popen(
+                request["argv"],
+                stdin=self.files[0],
+                stdout=self.files[1],
+                stderr=self.files[2],
+                env={**os.environ, **(request.get("env") or {})},
+                cwd=request.get("cwd") or "/",
+                start_new_session=True,
+            )
+        except BaseException:
+            self.close()
+            raise
+        running[request["id"]] = self
+
+    def close(self) -> None:
+        """Let go of what it said."""
+        running.pop(self.request["id"], None)
+        while self.files:
+            os.close(self.files.pop())
+
+    def signal(self, number: int) -> None:
+        """Send a signal to its process group, which may be gone."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def wait(self) -> dict[str, Any]:
+        """Wait for its end, or kill it when its time is over; return the answer."""
         timed_out = False
         try:
-            status = process.wait(request["timeout_s"])
+            status = self.process.wait(self.request["timeout_s"])
         except subprocess.TimeoutExpired:
             timed_out = True
-            os.killpg(process.pid, signal.SIGKILL)
-            status = process.wait()
-        return {
-            "status": status,
-            "stdout": contents(files[1]),
-            "stderr": contents(files[2]),
-            "timed_out": timed_out,
-        }
-    finally:
-        running.pop(request["id"], None)
-        for fd in files:
-            os.close(fd)
+            self.signal(signal.SIGKILL)
+            status = self.process.wait()
+        stdout, stderr = (contents(fd) for fd in self.files[1:])
+        return {"status": status, "stdout": stdout, "stderr": stderr, "timed_out": timed_out}
 
 
-def answer(fd: int, request: dict[str, Any]) -> None:
-    """Do what is asked and send the answer; an error of ours is an answer too."""
-    said: dict[str, Any]
+def finish(fd: int, command: Command) -> None:
+    """Send what came of a command."""
     try:
-        if request["do"] == "run":
-            said = run(request)
-        else:
-            process = running.get(request["of"])
-            if process is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, request["number"])
-            said = {}
+        said = command.wait()
     except Exception as error:  # noqa: BLE001 - the host must hear of it, whatever it is
         said = {"error": f"{type(error).__name__}: {error}"}
-    send(fd, {"id": request["id"], **said})
+    finally:
+        command.close()
+    send(fd, {"id": command.request["id"], **said})
+
+
+def take(fd: int, request: dict[str, Any]) -> None:
+    """Do what is asked; an error of ours is an answer too."""
+    try:
+        if request["do"] == "run":
+            threading.Thread(target=finish, args=(fd, Command(request)), daemon=True).start()
+            return
+        command = running.get(request["of"])
+        if command is not None:
+            command.signal(request["number"])
+        send(fd, {"id": request["id"]})
+    except Exception as error:  # noqa: BLE001 - the same
+        send(fd, {"id": request["id"], "error": f"{type(error).__name__}: {error}"})
 
 
 def main(path: str) -> None:
@@ -154,7 +175,7 @@ def main(path: str) -> None:
         if request["do"] == "end":
             send(fd, {"id": request["id"]})
             return
-        threading.Thread(target=answer, args=(fd, request), daemon=True).start()
+        take(fd, request)
 
 
 if __name__ == "__main__":
