@@ -111,14 +111,15 @@ class Delivery:
                 yield more
 
     def _persist(self, remote: Remote, source: SourceInventory) -> JobOutcome:
-        """Try, and try again while it is the link that fails."""
+        """Try, and try again while it is the link that fails: so often without getting any further."""
         began, sent_bytes, tries = time.monotonic(), remote.sent_bytes, 0
+        times, kept_bytes = 0, self._kept_bytes(remote)
         self._found_bytes, self._in_doubt = None, None
         while True:
             try:
                 outcome = self._attempt(remote, source)
-                if tries:
-                    outcome = replace(outcome, detail=_joined(outcome.detail, _tried_again(tries)))
+                if times:
+                    outcome = replace(outcome, detail=_joined(outcome.detail, _tried_again(times)))
                 return replace(
                     outcome, bytes_sent=remote.sent_bytes - sent_bytes, seconds=time.monotonic() - began
                 )
@@ -130,8 +131,15 @@ class Delivery:
                 if not remote.is_lost:
                     raise
                 self._line.lose(self._target, error)
-                tries = self._reconnect(error, tries)
+                before, tries = tries, self._reconnect(error, tries)
+                times += tries - before
+                if (now_bytes := self._kept_bytes(remote)) > kept_bytes:
+                    tries, kept_bytes = 0, now_bytes
             source = self._source.inventory()
+
+    def _kept_bytes(self, remote: Remote) -> int:
+        """Return how far the target has come with what it holds in part, as the last greeting told."""
+        return max((partial.offset_bytes for partial in remote.partials.get(self._job, ())), default=0)
 
     def _reconnect(self, error: BtrsyncError, tries: int) -> int:
         """Wait and connect anew, as often as is allowed; return the tries so far, or raise the last error."""

@@ -114,6 +114,9 @@ class _Fetch:
         self._lock_fd = -1
         self.kept = ""
         """What of a fetch that failed is kept, in words."""
+        self._kept_bytes = 0
+        """How far any try has come."""
+        self._has_advanced = False
 
     def run(self) -> JobOutcome:
         with contextlib.ExitStack() as stack:
@@ -139,20 +142,24 @@ class _Fetch:
         )  # fmt: skip
 
     def _persist(self, connections: Connections) -> JobOutcome:
-        """Try, and try again while it is the link that fails."""
-        remote, tries = connections.open(self._target), 0
+        """Try, and try again while it is the link that fails: so often without getting any further."""
+        remote, tries, is_again = connections.open(self._target), 0, False
         while True:
+            self._has_advanced = False
             try:
-                if tries:
+                if is_again:
                     remote = connections.reopen(self._target)
                 return self._attempt(remote)
             except BtrsyncError as error:
                 config = self._config.targets[self._target]
+                if self._has_advanced:
+                    tries = 0
                 if not (remote.is_lost and error.retryable) or tries >= config.retries:
                     raise
                 pause_s = config.retry_pause_s * 2**tries
                 tries += 1
                 self._step(f"link lost ({error}), trying again in {pause_s} s ({tries} of {config.retries})")
+                is_again = True
                 time.sleep(pause_s)
 
     def _attempt(self, remote: Remote) -> JobOutcome:
@@ -174,6 +181,8 @@ class _Fetch:
 
         before = [partial for partial in kept if partial.entry.uuid == plan.backup.received_uuid]
         request = self._request(plan, before)
+        if request.goes_on is not None:
+            self._kept_bytes = max(self._kept_bytes, request.goes_on.entry.offset_bytes)
         inflow, parent = Inflow(request, self), request.send_parent
         how = f"incremental from {parent.name}" if parent else "full"
         self._step(f"fetching {name}, {how}")
@@ -188,6 +197,7 @@ class _Fetch:
             if inflow.kept_bytes:
                 size = format_size(inflow.kept_bytes)
                 self.kept = f"{size} of the stream are kept: the next fetch goes on from there"
+                self._has_advanced = inflow.kept_bytes > self._kept_bytes
         return msgspec.structs.replace(
             self._outcome("fetched", request),
             bytes_sent=inflow.size_bytes,

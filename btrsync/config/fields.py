@@ -103,7 +103,7 @@ class TargetConfig(msgspec.Struct, frozen=True, kw_only=True):
             ge=0,
             le=100,
             description="How often a transfer is tried again within a run after the link failed; it goes"
-            " on from the server's last checkpoint.",
+            " on from the server's last checkpoint, and a try that got further is not counted.",
         ),
     ] = 5
     retry_pause_s: Annotated[

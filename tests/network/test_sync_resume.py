@@ -275,6 +275,29 @@ def test_a_link_that_stays_broken_is_given_up_after_as_many_tries_as_are_allowed
     go_on(both, before)
 
 
+def test_a_link_that_breaks_more_often_than_tries_are_allowed_is_enough_if_each_gets_further(
+    both: TwoHosts,
+) -> None:
+    both.write_client_file(retries=1, retry_pause_s=1)
+    with halfway(both) as (process, before):
+        for times in (1, 2):
+            with faults.ResettingLink(both.link):
+                wait.until(lambda: process.stderr.count("link lost") == times, timeout_s=10, what="the loss")  # noqa: B023
+            began = both.bytes_on_link()
+            if times == 1:
+                wait.until(
+                    lambda: both.bytes_on_link() > began + BULK_BYTES // 4,  # noqa: B023
+                    timeout_s=10, what="more of it",
+                )  # fmt: skip
+        both.link.normal()
+        synced = mirror.finished(process)
+    both.write_client_file()
+    assert synced.returncode == 0, synced
+    assert synced.stderr.count("(1 of 1)") == 2
+    assert "tried again 2 times" in synced.outcome()["detail"]
+    assert_equal(both, synced.outcome(), before)
+
+
 def test_the_next_job_uses_the_connection_that_was_made_anew() -> None:
     music = Path("/home/foo/music")
     jobs = (Job(), Job("music", music, music / "snapshots"))

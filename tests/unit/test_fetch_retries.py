@@ -13,10 +13,16 @@ from btrsync.report import JobOutcome
 
 
 class Link:
-    """Connections whose `failing` first renewals fail; nothing may be asked of one that is not greeted."""
+    """Connections whose `failing` first renewals fail; nothing may be asked of one that is not greeted.
 
-    def __init__(self, failing: int) -> None:
+    cuts: how often it is cut in a transfer; is_advancing: each time, a part more has come by then.
+    """
+
+    def __init__(self, failing: int = 0, *, cuts: int = 1, is_advancing: bool = False) -> None:
         self.failing = failing
+        self.cuts = cuts
+        self.is_advancing = is_advancing
+        self.fetch: Any = None
         self.remote = types.SimpleNamespace(is_lost=False)
         self.is_greeted = True
         self.asked = 0
@@ -34,7 +40,8 @@ class Link:
     def attempt(self, _remote: Any) -> JobOutcome:
         assert self.is_greeted
         self.asked += 1
-        if self.asked == 1:
+        if self.asked <= self.cuts:
+            self.fetch._has_advanced = self.is_advancing
             self.remote.is_lost, self.is_greeted = True, False
             raise UnreachableError("the link was cut")
         return JobOutcome(job="job", target="daisy", result="fetched")
@@ -45,6 +52,7 @@ def persist(link: Link, monkeypatch: pytest.MonkeyPatch) -> JobOutcome:
     config: Any = types.SimpleNamespace(targets={"daisy": target})
     options: Any = types.SimpleNamespace(job="job")
     fetching = _Fetch(config, options, "daisy", types.SimpleNamespace(step=lambda *_: None))
+    link.fetch = fetching
     monkeypatch.setattr(fetching, "_attempt", link.attempt)
     return fetching._persist(link)  # type: ignore[arg-type]
 
@@ -58,3 +66,9 @@ def test_nothing_is_asked_of_a_connection_that_was_not_made_anew(monkeypatch: py
 def test_a_link_that_does_not_come_back_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnreachableError, match="no answer"):
         persist(Link(failing=9), monkeypatch)
+
+
+def test_only_the_tries_that_get_no_further_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnreachableError, match="was cut"):
+        persist(Link(cuts=9), monkeypatch)
+    assert persist(Link(cuts=9, is_advancing=True), monkeypatch).result == "fetched"
