@@ -250,8 +250,9 @@ class Remote:
             except (UnreachableError, ProtocolError) as error:
                 if not sending.has_ended:
                     raise
+                why = self._explain(error) if isinstance(error, ClosedError) else error
                 raise UncertainError(
-                    f"{self._explain(error)}; {begin.name} may have been committed there",
+                    f"{why}; {begin.name} may have been committed there",
                     hint="the next run finds out by itself",
                 ) from error
             except RemoteError as error:
@@ -340,7 +341,8 @@ class Remote:
             self.is_lost = True
             raise
 
-    def _explain(self, error: BtrsyncError) -> BtrsyncError:
+    def _explain(self, error: ClosedError) -> BtrsyncError:
+        """Return why the other end closed the connection; only where it did so does its ssh end soon."""
         try:
             exit = self._process.wait(timeout_s=EXIT_WAIT_S)
         except CommandTimeoutError:

@@ -294,7 +294,7 @@ class Wire:
     def _whole_frame(self) -> Iterator[None]:
         # A signal may end a frame half-way: what came after it would be taken for its rest.
         if self._is_mid_frame:
-            raise ClosedError(f"the connection to {self.peer} was given up in the middle of a frame")
+            raise UnreachableError(f"the connection to {self.peer} was given up in the middle of a frame")
         self._is_mid_frame = True
         yield
         self._is_mid_frame = False
