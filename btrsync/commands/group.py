@@ -19,7 +19,7 @@ COMMANDS = {
     "fetch": ("btrsync.commands.fetch", "Have a backup sent back from a target."),
     "list": ("btrsync.commands.list", "List snapshots and backups, and which are on both sides."),
     "status": ("btrsync.commands.status", "Tell for each job and target how far behind it is."),
-    "array": ("btrsync.commands.array", "Open, close and look at an array of encrypted disks."),
+    "array": ("btrsync.commands.array_commands", "Make, open, close and mend an array of encrypted disks."),
     "config": ("btrsync.commands.config", "Check a configuration, or print a sample."),
     "serve": ("btrsync.commands.serve_options", "Receive from one client: the forced command."),
 }

@@ -14,11 +14,13 @@ from typing import Final
 import msgspec
 
 IOC_SYNC: Final = 0x9408
+IOC_SUBVOL_CREATE: Final = 0x5000940E
 IOC_SPACE_INFO: Final = 0xC0109414
 IOC_DEV_INFO: Final = 0xD000941E
 IOC_FS_INFO: Final = 0x8400941F
 IOC_GET_DEV_STATS: Final = 0xC4089434
 
+VOL_ARGS_BYTES: Final = 4096
 FS_INFO_BYTES: Final = 1024
 DEV_INFO_BYTES: Final = 4096
 DEV_PATH_AT: Final = DEV_INFO_BYTES - 1024
@@ -101,6 +103,13 @@ def syncfs(fd: int) -> None:
 def commit(fd: int) -> None:
     """Commit the running transaction and wait for it (BTRFS_IOC_SYNC)."""
     fcntl.ioctl(fd, IOC_SYNC)
+
+
+def create_subvolume(directory_fd: int, name: str) -> None:
+    """Make a subvolume in a directory (BTRFS_IOC_SUBVOL_CREATE, struct btrfs_ioctl_vol_args)."""
+    block = bytearray(VOL_ARGS_BYTES)
+    struct.pack_into(f"=q{VOL_ARGS_BYTES - 8}s", block, 0, 0, os.fsencode(name))
+    fcntl.ioctl(directory_fd, IOC_SUBVOL_CREATE, block)
 
 
 def filesystem_info(fd: int) -> FilesystemInfo:

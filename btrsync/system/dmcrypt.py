@@ -54,10 +54,11 @@ class Key(msgspec.Struct, frozen=True):
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """A mapping to be opened: the disk below it, and its name."""
+    """A mapping to be opened: the disk below it, and its name; is_readonly: only to look through it."""
 
     device: Path
     name: str
+    is_readonly: bool = False
 
 
 class Mapping(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,9 +122,38 @@ def open_argv(wanted: Wanted, encryption: Encryption, key: Key) -> list[str]:
         "--batch-mode",
         "--type", encryption.type,
         *options,
+        *(["--readonly"] if wanted.is_readonly else []),
         *([] if key.is_passphrase else ["--key-file", os.fspath(key.file)]),
         "--", os.fspath(wanted.device), wanted.name,
     ]  # fmt: skip
+
+
+def format_argv(device: Path, encryption: Encryption, key: Key) -> list[str]:
+    """Return the command that writes a LUKS2 header; a passphrase is read from its stdin, up to a newline."""
+    return [
+        "cryptsetup", "luksFormat",
+        "--batch-mode",
+        "--type", "luks2",
+        *(["--cipher", encryption.cipher] if encryption.cipher else []),
+        *(["--key-size", str(encryption.key_size_bits)] if encryption.key_size_bits else []),
+        *([] if key.is_passphrase else ["--key-file", os.fspath(key.file)]),
+        "--", os.fspath(device),
+    ]  # fmt: skip
+
+
+def format_luks2(device: Path, encryption: Encryption, key: Key) -> None:
+    """Write a LUKS2 header: what the disk held is lost. Raises StorageError of an unfit key, CommandError."""
+    with checked_key(key, encryption) as key_fd, ExitStack() as running:
+        given = key if key.is_passphrase else Key(Path(f"/dev/fd/{key_fd}"))
+        stdin = process.DEVNULL
+        if key.is_passphrase:
+            stdin = running.enter_context(_pipe_holding(_passphrase(key_fd, key.file) + b"\n"))
+        passed = [] if key.is_passphrase else [key_fd]
+        argv = format_argv(device, encryption, given)
+        formatting = process.spawn(argv, stdin=stdin, env=environment(), pass_fds=passed)
+        exit = running.enter_context(formatting).wait(OPEN_TIMEOUT_S)
+    if exit.has_failed:
+        raise CommandError(exit, hint=f"the disk was {device}")
 
 
 @contextmanager

@@ -40,10 +40,13 @@ def fsync_directory(directory: Path | int) -> None:
         os.fsync(fd)
 
 
-def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:
+def write_atomically(
+    path: Path, content: bytes, mode: int = 0o600, *, owner: tuple[int, int] | None = None
+) -> None:
     """Give `path` this content and mode, durably; a reader or a crash meets the old or the new file.
 
-    Raises OSError; the file it was written to first is then gone again.
+    owner: user and group, ours by default. Raises OSError; the file it was written to first is then gone
+    again.
     """
     with directory_opened(path.parent) as directory_fd:
         aside = f".{path.name}.{os.urandom(8).hex()}"
@@ -53,6 +56,8 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:
             with open(fd, "wb") as file:
                 file.write(content)
                 file.flush()
+                if owner is not None:
+                    os.fchown(fd, *owner)
                 os.fchmod(fd, mode)  # not at open: umask would have its say there
                 os.fsync(fd)
             os.rename(aside, path.name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)

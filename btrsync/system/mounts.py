@@ -20,7 +20,8 @@ _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 class Mount(msgspec.Struct, frozen=True):
     """One line of mountinfo: `options` belong to this mount, `super_options` to its filesystem.
 
-    `root` is what of the filesystem is mounted; on btrfs the path of the subvolume.
+    `root` is what of the filesystem is mounted; on btrfs the path of the subvolume. `number` is that of
+    the device, such as "8:1"; on btrfs that of the subvolume, which no device has.
     """
 
     id: int
@@ -30,6 +31,7 @@ class Mount(msgspec.Struct, frozen=True):
     source: str
     options: frozenset[str]
     super_options: frozenset[str]
+    number: str = ""
 
     @property
     def is_readonly(self) -> bool:
@@ -89,7 +91,7 @@ def parse_mountinfo(text: bytes) -> list[Mount]:
     mounts = []
     for line in text.split(b"\n")[:-1]:
         before, _, after = line.partition(b" - ")
-        number, _, _, root, mount_point, options = before.split(b" ")[:6]
+        number, _, device, root, mount_point, options = before.split(b" ")[:6]
         fstype, source, super_options = [*after.split(b" "), b""][:3]
         mounts.append(
             Mount(
@@ -100,6 +102,7 @@ def parse_mountinfo(text: bytes) -> list[Mount]:
                 source=_unescape(source),
                 options=_options(options),
                 super_options=_options(super_options),
+                number=device.decode("ascii"),
             )
         )
     return mounts

@@ -22,6 +22,7 @@ def test_each_line_is_a_mount_with_its_own_options_and_its_filesystems() -> None
         source="sysfs",
         options=frozenset({"rw", "nosuid"}),
         super_options=frozenset({"rw"}),
+        number="0:20",
     )
 
 
