@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 import uuid
 from pathlib import Path
 
 import click
 
-from btrsync import report
 from btrsync.commands.options import (
     common_options,
     complete_names,
     config_option,
-    invocation_of,
     json_option,
     now,
     require_root,
 )
-from btrsync.commands.sync import LOCK_DIRECTORY, choose_reporter
+from btrsync.commands.sync import LOCK_DIRECTORY, reported
 from btrsync.config import load_client
 
 EPILOG = """\b
@@ -89,9 +86,4 @@ def command(
         directory=directory,
         is_dry_run=dry_run,
     )
-    summary = sys.stderr if as_json else sys.stdout
-    with choose_reporter(summary, has_steps=bool(invocation_of(context).verbosity)) as reporter:
-        run = fetch.run(config, options, reporter)
-    if as_json:
-        click.echo(report.run_json(run))
-    return run.exit_status
+    return reported(context, lambda reporter: fetch.run(config, options, reporter), as_json=as_json)

@@ -25,6 +25,7 @@ from btrsync.commands.options import (
 from btrsync.config import load_client
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
     from typing import TextIO
 
@@ -85,27 +86,33 @@ def command(
     # Here, after the command line and the configuration were found right: this is the long import.
     from btrsync import sync
 
-    is_verbose = bool(invocation_of(context).verbosity)
     options = sync.SyncOptions(
         jobs=jobs,
         targets=targets,
         is_full=full,
         is_dry_run=dry_run,
         is_forced=always,
-        has_largest=is_verbose,
+        has_largest=bool(invocation_of(context).verbosity),
         lock_directory=LOCK_DIRECTORY,
         now=now,
         run_id=uuid.uuid4().hex,
     )
+    return reported(context, lambda reporter: sync.run(config, options, reporter), as_json=as_json)
+
+
+def reported(
+    context: click.Context, run: Callable[[report.Reporter], report.RunReport], *, as_json: bool
+) -> int:
+    """Run, show it while it goes as the command line asks, report it, and return the exit status."""
     summary = sys.stderr if as_json else sys.stdout
-    with choose_reporter(summary, has_steps=is_verbose) as reporter:
-        run = sync.run(config, options, reporter)
+    with _choose_reporter(summary, has_steps=bool(invocation_of(context).verbosity)) as reporter:
+        done = run(reporter)
     if as_json:
-        click.echo(report.run_json(run))
-    return run.exit_status
+        click.echo(report.run_json(done))
+    return done.exit_status
 
 
-def choose_reporter(summary: TextIO, *, has_steps: bool) -> AbstractContextManager[report.Reporter]:
+def _choose_reporter(summary: TextIO, *, has_steps: bool) -> AbstractContextManager[report.Reporter]:
     """Return bars for a terminal, plain lines for anything else; summary: where outcomes go."""
     if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
         from btrsync.commands.bars import TerminalReporter  # rich takes long to import
