@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,6 +27,13 @@ pytestmark = pytest.mark.requires("root", "loop", "btrfs")
 def children(pid: int) -> list[int]:
     with open(f"/proc/{pid}/task/{pid}/children") as file:
         return [int(word) for word in file.read().split()]
+
+
+def is_pending(pid: int, number: signal.Signals) -> bool:
+    """Tell whether a process was sent a signal that it blocks: ShdPnd in proc(5)."""
+    with open(f"/proc/{pid}/status") as file:
+        (mask,) = [int(line.split()[1], 16) for line in file if line.startswith("ShdPnd:")]
+    return bool(mask >> (number - 1) & 1)
 
 
 def wrapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -82,12 +88,11 @@ def test_where_a_whole_session_is_asked_to_stop_what_came_is_kept(place: Place) 
         client.hello()
         client.begin(place.begin("s1"))
         client.data(cut(place.stream("s1")))
-        wait.until(lambda: list(place.root.glob("*/*/.incoming-*")), timeout_s=10, what="a receive")
-        time.sleep(0.3)
+        wait.until(lambda: list(place.root.glob("*/*/.incoming-*/file-5")), timeout_s=10, what="data")
         # As systemd does to all that a session, or a service, has started.
         (receive,) = children(client.server.pid)
         os.kill(receive, signal.SIGTERM)
-        time.sleep(0.2)
+        assert is_pending(receive, signal.SIGTERM), "it has come, and waits"
         os.kill(client.server.pid, signal.SIGTERM)
         while isinstance(message := client.wire.receive(), Progress):
             pass
