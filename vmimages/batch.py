@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from vmimages.accel import Choice
     from vmimages.image import BackendName, Image
     from vmimages.results import Results
 
@@ -40,6 +41,7 @@ class Options:
     tree: Path | None = None
     wheels: Sequence[Path] = ()
     extra: Mapping[str, bytes] | None = None
+    accel: Choice = "auto"
 
 
 def run(
@@ -71,6 +73,7 @@ def run(
                 words=("btrsync.mode=run", f"btrsync.host={image.name}"),
                 control_fd=channel.guest.fileno(),
                 memory_mib=options.memory_mib,
+                wanted_accel=options.accel,
             )
             running = Running(boot, backend, disks.console)
             try:
@@ -142,6 +145,7 @@ def shell(image: Image, *, options: Options) -> int:
                 words=("btrsync.mode=shell", f"btrsync.host={image.name}"),
                 control_fd=channel.guest.fileno(),
                 memory_mib=options.memory_mib,
+                wanted_accel=options.accel,
                 has_terminal=sys.stdin.isatty(),
             )
             running = Running(boot, backend, None)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from vmimages.image import Kernel
+
+AccelName = Literal["kvm", "tcg"]
 
 FIXED_DRIVES = ("root", "work", "results")
 """The first drives of every guest; those after them are blank disks."""
@@ -31,7 +33,8 @@ class Boot:
     without the names of devices, which are the backend's. control_fd: a connected stream socket that
     the guest finds as a character device. link_fd: a datagram socket, one Ethernet frame each, or
     None; mac: of that interface. directory: private to this machine. has_terminal: the console is
-    our own standard input and output; otherwise nothing is read, and standard output is its file.
+    our own standard input and output; otherwise nothing is read, and standard output is its file. accel:
+    for QEMU.
     """
 
     kernel: Kernel
@@ -43,6 +46,7 @@ class Boot:
     link_fd: int | None = None
     mac: str = ""
     has_terminal: bool = False
+    accel: AccelName = "tcg"
 
 
 @dataclass(frozen=True, slots=True)

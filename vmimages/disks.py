@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from vmimages import results, work
+from vmimages import accel, results, work
 from vmimages.boot import Boot, Drive
 from vmimages.running import give
 
@@ -117,8 +117,9 @@ class Disks:
         memory_mib: int,
         link: End | None = None,
         has_terminal: bool = False,
+        wanted_accel: accel.Choice = "auto",
     ) -> Boot:
-        """Return one boot of an image with these disks."""
+        """Return one boot of an image with these disks. wanted_accel: for QEMU, see accel.choose."""
         address = () if link is None else (f"btrsync.address={link.address}",)
         return Boot(
             kernel=image.kernels[backend],
@@ -135,6 +136,7 @@ class Disks:
             link_fd=None if link is None else link.socket.fileno(),
             mac="" if link is None else link.mac,
             has_terminal=has_terminal,
+            accel=accel.choose(image, wanted_accel).accel if backend == "qemu" else "tcg",
         )
 
 

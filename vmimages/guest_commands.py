@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmimages import batch
+from vmimages import accel, batch
 from vmimages.build import build_image
 from vmimages.errors import VmError
 from vmimages.machine import Machine
@@ -53,6 +53,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("--backend", choices=("uml", "qemu"), help="default: uml if the image has it")
     parser.add_argument(
+        "--accel", choices=accel.CHOICES, default="auto",
+        help="for QEMU; by default KVM if a trial shows that the kernel boots under it, else tcg, emulation",
+    )  # fmt: skip
+    parser.add_argument(
         "--disk", type=parse_size, action="append", default=[], metavar="SIZE",
         help="a blank disk, such as 512M; may be given again: /dev/disk/by-id/btrsync-disk1, …",
     )  # fmt: skip
@@ -78,6 +82,7 @@ def _options(words: argparse.Namespace, *, tree: Path | None) -> batch.Options:
         memory_mib=words.memory >> 20,
         tree=tree,
         wheels=wheels,
+        accel=words.accel,
     )
 
 
@@ -98,7 +103,11 @@ def _boot(words: argparse.Namespace) -> int:
         with Machine(
             image, backend=options.backend, disks=options.disks, memory_mib=options.memory_mib
         ) as one:
+            one.accel = options.accel
             one.start()
+            if one.backend == "qemu":
+                chosen = accel.choose(image, options.accel)
+                print(f"{image.name}: {chosen.accel}: {chosen.why}")
             print(f"{image.name}: {one.backend}, {one.succeed(['uname', '-sr']).strip()}, {one.boot_s:.1f} s")
             one.shutdown()
     except GuestFailed as error:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from testinfra.host import Host
 
+    from vmimages.accel import Choice
     from vmimages.image import BackendName, Image
     from vmimages.link import End, Link
 
@@ -119,6 +120,8 @@ class Machine:
         self.backend = choose_backend(image, backend)
         self.memory_mib = memory_mib
         self.link = link
+        self.accel: Choice = "auto"
+        """For QEMU, from the next start on: see accel.choose."""
         self._words = (f"btrsync.host={name}", *words)
         self._disks = Disks(disks, tree=tree, extra=extra, kept=directory)
         self._running: Running | None = None
@@ -190,6 +193,7 @@ class Machine:
                 control_fd=channel.guest.fileno(),
                 memory_mib=self.memory_mib,
                 link=self.link,
+                wanted_accel=self.accel,
             )
             running = Running(boot, self.backend, self.console)
         except BaseException:

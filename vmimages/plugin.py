@@ -39,6 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help=f"run the tests marked vm in this image; may be given again; -m vm alone means {DEFAULT_IMAGE}",
     )
     group.addoption("--vm-backend", choices=("uml", "qemu"), help="by default what the image has and works")
+    group.addoption("--vm-accel", choices=("auto", "kvm", "tcg"), default="auto", help="for QEMU")
     group.addoption("--vm-results", type=Path, default=Path("vm-results"), metavar="DIR")
     group.addoption("--vm-timeout", type=float, default=TIMEOUT_S, metavar="SECONDS", help="for one boot")
 
@@ -126,6 +127,7 @@ class GuestRun:
             disks=(JOURNAL_BYTES,),
             memory_mib=MEMORY_MIB,
             tree=self._config.rootpath,
+            accel=self._config.option.vm_accel,
             extra={NODES: "".join(f"{nodeid}\n" for nodeid in self._waiting).encode()},
         )
         directory = self._config.option.vm_results / self._name
