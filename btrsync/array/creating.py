@@ -122,7 +122,7 @@ def commands(setup: ArraySetup, wanting: Wanting, found: Survey) -> list[str]:
     """Return the commands that would be run, as a person would type them."""
     lines = [shlex.join(use.argv or ()) for use in found.plan.ends]
     if found.plan.kind == "make":
-        lines += [shlex.join(argv) for disk in found.disks for argv in _wipe_commands(setup, disk)]
+        lines += [shlex.join(argv) for disk in found.disks for argv in wipe_commands(setup, disk)]
         key = setup.needed_key()
         if setup.encryption.type == "luks2":
             lines += [
@@ -173,7 +173,7 @@ def _make(setup: ArraySetup, wanting: Wanting, found: Survey, say: Callable[[str
     recording.record_uuid(wanting.places, setup.name, found.uuid)
     _close(setup, [one.name for one in setup.wanted])
     for disk in found.disks:
-        for argv in _wipe_commands(setup, disk):
+        for argv in wipe_commands(setup, disk):
             say(shlex.join(argv))
             disks.run(argv, timeout_s=END_TIMEOUT_S)
     if setup.encryption.type == "luks2":
@@ -194,7 +194,7 @@ def _make(setup: ArraySetup, wanting: Wanting, found: Survey, say: Callable[[str
     recording.remove_unfinished(wanting.places, setup.name)
 
 
-def _wipe_commands(setup: ArraySetup, disk: Disk) -> Iterator[list[str]]:
+def wipe_commands(setup: ArraySetup, disk: Disk) -> Iterator[list[str]]:
     """Yield what removes signatures in the clear, which would let LVM or md take the disk at the next boot.
 
     What lies before the mapping's offset is left alone, as the configuration says.
@@ -286,6 +286,7 @@ def _complete(
 def _add_subvolume(setup: ArraySetup, name: str) -> bool:
     """Make the subvolume if it is missing; looked for on a read-only mount, which changes nothing."""
     devices = [dmcrypt.MAPPER / one.name for one in setup.wanted]
+    devices = [one for one in devices if isinstance(btrfs_devices.read_superblock(one), Superblock)]
     btrfs_devices.scan(devices)
     with top_level(devices[0], readonly=True) as top:
         if has_subvolume(top, name):

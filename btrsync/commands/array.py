@@ -89,7 +89,7 @@ def say_progress(name: str) -> Callable[[str], None]:
 
 @click.group(name="array")
 def command() -> None:
-    """Open, close and look at an array of encrypted disks."""
+    """Make, open, close and mend an array of encrypted disks."""
 
 
 @command.command(name="open", epilog=OPEN_EPILOG)

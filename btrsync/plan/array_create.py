@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from btrsync.plan.superblock import Superblock
 
-FRESH_GENERATION: Final = 12
-"""The generation that mkfs.btrfs leaves is 6 to 10 (6.2 to 7.1, measured), and each mount adds to it."""
+FRESH_GENERATION: Final = 10
+"""mkfs.btrfs leaves the generation 6 (6.2) or 8 (6.14, 7.1; measured), and what is written adds to it."""
 UNEVEN_FACTOR: Final = 2
 IV_WRAPS_BYTES: Final = 2 << 40
 """`plain` counts sectors of 512 bytes in 32 bits. Source: crypt_iv_plain_gen(), drivers/md/dm-crypt.c."""
@@ -198,11 +198,15 @@ def array_problems(
             continue
         what = f"the btrfs {fsid}{f' ({block.label!r})' if block.label else ''} is on {', '.join(places)}"
         if fsid == known.uuid:
-            why = f": {verdict.sentence}" if verdict else ""
+            why = (
+                f"this very array, though not complete: {verdict.sentence}"
+                if verdict
+                else "of this very array"
+            )
             yield Problem(
-                f"{what}: this very array, though not complete{why}",
-                f"btrsync array open {known.name} says more, and replace gives it a new disk; to write over"
-                f" it all the same, name it too: --wipe-array {fsid}",
+                f"{what}: {why}",
+                f"btrsync array open {known.name} says more; to write over it, name it too:"
+                f" --wipe-array {fsid}",
             )
         else:
             yield Problem(

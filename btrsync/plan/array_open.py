@@ -97,18 +97,13 @@ def _unreadable(views: Sequence[MemberView]) -> Verdict | None:
             " dm-crypt opens with any key, and mkfs.btrfs would write over the data without asking",
             culprits=tuple(noise),
         )
-    if noise:
-        remedy = (
-            "compare members with ls -l /dev/disk/by-id; if the disk is new, or was overwritten,"
-            " open with --degraded and give it back with btrsync array replace"
-        )
-        if not _unseen(views):
-            remedy = "the filesystem is complete without: take what is no member any more out of members"
+    if noise and _unseen(views):
         return Verdict(
             kind="wrong_disk",
             sentence=f"no btrfs behind {_these(noise)}, though the same key shows it behind the others:"
             f" {'a wrong disk' if len(noise) == 1 else 'wrong disks'}, or overwritten",
-            remedy=remedy,
+            remedy="compare members with ls -l /dev/disk/by-id; if the disk is new, or was overwritten,"
+            " open with --degraded and give it back with btrsync array replace",
             culprits=tuple(noise),
         )
     damaged = tuple(view.device for view in there if view.shows == "damaged")
@@ -235,6 +230,12 @@ def _whole(views: Sequence[MemberView]) -> Verdict:
     if absent:
         notes.append(
             f"{_these(absent)} not there, and the filesystem is complete without: take it out of members"
+        )
+    noise = [view.device for view in views if view.shows in ("no_magic", "too_short")]
+    if noise:
+        notes.append(
+            f"{_these(noise)} left out: no btrfs there, and the filesystem is complete without. Where add or"
+            " replace was broken off, run it again; otherwise take it out of members"
         )
     behind = [device for device, block in present if block.generation != _newest(views)]
     if behind and _stale(views):

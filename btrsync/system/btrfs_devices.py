@@ -127,8 +127,11 @@ def _is_missing(fsid: UUID, device: btrfs_ioctl.Device) -> bool:
     """Return whether a mounted filesystem lacks a device.
 
     The path does not tell: of one that was seen before it is its old name (6.1) or "<missing disk>" (6.12,
-    measured), else empty.
+    measured), else empty. Nor does the kernel's own mark alone: it goes when udev has the kernel look at a
+    mapping of the disk that came back, though that is not taken up, and closed again (6.12, measured).
     """
+    if not os.path.exists(device.path):
+        return True
     try:
         return (SYSFS / str(fsid) / "devinfo" / str(device.devid) / "missing").read_text().strip() == "1"
     except OSError:  # before Linux 5.6
@@ -157,6 +160,34 @@ def allocations(path: Path) -> tuple[Allocation, ...]:
         )
         if is_it
     )
+
+
+def replacement(path: Path) -> btrfs_ioctl.ReplaceStatus:
+    """Return how the last replacement of a device stands. Raises StorageError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return btrfs_ioctl.replace_status(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise StorageError(
+            f"cannot read of replacements on {path}: {os.strerror(error.errno or 0)}"
+        ) from error
+
+
+def scrubbed_bytes(path: Path) -> int | None:
+    """Return what a running scrub has read so far, of all devices; None if none is running."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            found = [btrfs_ioctl.scrubbed_bytes(fd, device.devid) for device in btrfs_ioctl.devices(fd)]
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise StorageError(f"cannot read of a scrub on {path}: {os.strerror(error.errno or 0)}") from error
+    running = [count for count in found if count is not None]
+    return sum(running) if running else None
 
 
 def scrub_record(fsid: UUID, directory: Path = SCRUB_RECORDS) -> str | None:

@@ -18,12 +18,18 @@ IOC_SUBVOL_CREATE: Final = 0x5000940E
 IOC_SPACE_INFO: Final = 0xC0109414
 IOC_DEV_INFO: Final = 0xD000941E
 IOC_FS_INFO: Final = 0x8400941F
+IOC_SCRUB_PROGRESS: Final = 0xC400941D
 IOC_GET_DEV_STATS: Final = 0xC4089434
+IOC_DEV_REPLACE: Final = 0xCA289435
 
 VOL_ARGS_BYTES: Final = 4096
 FS_INFO_BYTES: Final = 1024
 DEV_INFO_BYTES: Final = 4096
 DEV_PATH_AT: Final = DEV_INFO_BYTES - 1024
+SCRUB_BYTES: Final = 1024
+SCRUB_PROGRESS_AT: Final = 32
+REPLACE_BYTES: Final = 2600
+REPLACE_CMD_STATUS: Final = 1
 DEV_STATS_BYTES: Final = 1032
 DEV_STATS_COUNTERS: Final = 5
 SPACE_SLOTS: Final = 64
@@ -154,3 +160,48 @@ def chunks(fd: int) -> list[Chunks]:
     fcntl.ioctl(fd, IOC_SPACE_INFO, block)
     _, found = struct.unpack_from("=QQ", block)
     return [Chunks(*struct.unpack_from("=QQQ", block, 16 + 24 * i)) for i in range(min(found, SPACE_SLOTS))]
+
+
+class ReplaceStatus(msgspec.Struct, frozen=True):
+    """struct btrfs_ioctl_dev_replace_status_params; `started` in seconds since 1970."""
+
+    state: int
+    per_mille: int
+    started: int
+    stopped: int
+    write_errors: int
+    uncorrectable_read_errors: int
+
+    @property
+    def is_running(self) -> bool:
+        return self.state == 1
+
+    @property
+    def is_finished(self) -> bool:
+        return self.state == 2
+
+    @property
+    def is_suspended(self) -> bool:
+        return self.state == 4
+
+
+def replace_status(fd: int) -> ReplaceStatus:
+    """Return how the last replacement of a device stands (BTRFS_IOC_DEV_REPLACE)."""
+    block = bytearray(REPLACE_BYTES)
+    struct.pack_into("=Q", block, 0, REPLACE_CMD_STATUS)
+    fcntl.ioctl(fd, IOC_DEV_REPLACE, block)
+    return ReplaceStatus(*struct.unpack_from("=6Q", block, 16))
+
+
+def scrubbed_bytes(fd: int, devid: int) -> int | None:
+    """Return what a running scrub has read of one device (BTRFS_IOC_SCRUB_PROGRESS), None if none is."""
+    block = bytearray(SCRUB_BYTES)
+    struct.pack_into("=Q", block, 0, devid)
+    try:
+        fcntl.ioctl(fd, IOC_SCRUB_PROGRESS, block)
+    except OSError as error:
+        if error.errno in (errno.ENOTCONN, errno.ENODEV):
+            return None
+        raise
+    _, _, data, tree = struct.unpack_from("=4Q", block, SCRUB_PROGRESS_AT)
+    return int(data) + int(tree)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from btrsync.errors import StorageError
-from btrsync.plan.disk_contents import Disk, Kind, Layer, Signature, LvmGroup
+from btrsync.plan.disk_contents import Disk, Kind, Layer, LvmGroup, Signature
 from btrsync.plan.lvm_label import HEAD_BYTES, parse_lvm_group
 from btrsync.system import process
 from btrsync.system.btrfs_devices import SYSFS, read_superblock
@@ -63,6 +63,11 @@ def read_layer(device: Path) -> Layer:
     return msgspec.structs.replace(_layer(directory, "mapping", (), _Users()), above=())
 
 
+def size_bytes(device: Path) -> int:
+    """Return the size of a block device. Raises StorageError."""
+    return int(_text(BLOCK / device_number(device) / "size")) * SECTOR_BYTES
+
+
 def wipe_argv(device: str, offset_bytes: int | None = None) -> list[str]:
     """Return the command that removes every signature of a device, or the one at an offset."""
     what = ["--all"] if offset_bytes is None else ["--offset", hex(offset_bytes)]
@@ -72,6 +77,19 @@ def wipe_argv(device: str, offset_bytes: int | None = None) -> list[str]:
 def run(argv: Sequence[str], *, timeout_s: float | None = None) -> None:
     """Run a command that ends a use of a disk, or writes to it. Raises CommandError."""
     process.run(argv, timeout_s=timeout_s, env=environment())
+
+
+def write_zeros(device: Path, offset_bytes: int, size_bytes: int) -> None:
+    """Write zeros to a part of a device, durably. Raises StorageError."""
+    try:
+        fd = os.open(device, os.O_WRONLY | os.O_EXCL | os.O_CLOEXEC)
+        try:
+            os.pwrite(fd, bytes(size_bytes), offset_bytes)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise StorageError(f"cannot write to {device}: {os.strerror(error.errno or 0).lower()}") from error
 
 
 class _Users:

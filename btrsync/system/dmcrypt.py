@@ -350,6 +350,11 @@ def make_nodes(names: Sequence[str]) -> None:
         process.run(["dmsetup", "mknodes", "--", *missing], env=environment())
 
 
+def rename_mapping(name: str, new_name: str) -> None:
+    """Give an open mapping another name, also while it is in use. Raises CommandError."""
+    process.run(["dmsetup", "rename", "--", name, new_name], env=environment())
+
+
 def close_mappings(found: Sequence[Mapping]) -> None:
     """Close several mappings at once; cryptsetup tries 5 s for one in use. Raises CommandError."""
     with ExitStack() as running:

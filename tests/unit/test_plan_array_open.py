@@ -87,11 +87,12 @@ def test_noise_everywhere_is_the_key_and_noise_somewhere_the_disk(noise: Absence
     assert "disk-2 and disk-4" in verdict(ALL[0], noise, ALL[2], noise).sentence
 
 
-def test_a_disk_that_was_removed_from_the_array_is_told_as_that() -> None:
-    # btrfs device remove takes the magic away.
+def test_a_disk_that_is_no_member_is_left_out_and_told_as_that() -> None:
+    # btrfs device remove takes the magic away; and a disk that is about to be added shows none yet.
     found = verdict(member(1, members=2), member(2, members=2), "no_magic")
-    assert found.kind == "wrong_disk"
-    assert "complete without" in (found.remedy or "")
+    assert found.is_whole
+    assert found.usable == ("disk-1", "disk-2")
+    assert "disk-3 left out: no btrfs there, and the filesystem is complete without" in found.notes[0]
     gone = verdict(member(1, members=2), member(2, members=2), None)
     assert gone.is_whole
     assert "disk-3 not there, and the filesystem is complete without" in gone.notes[0]
