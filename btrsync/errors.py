@@ -128,6 +128,12 @@ class CommandTimeoutError(BtrsyncError):
     exit_status = 6
 
 
+class StalledError(CommandTimeoutError):
+    """A program did nothing for too long and was killed; another time it may go well."""
+
+    retryable = True
+
+
 class PipelineError(BtrsyncError):
     """A pipeline failed: `culprit` is the stage that failed first, not those it broke."""
 

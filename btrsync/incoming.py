@@ -1,8 +1,8 @@
 """One backup on its way in: pieces of `btrfs receive`, checkpoints between them, and the commit.
 
-A *piece* is one receive into `.incoming-<id>`, in the same directory as the backup's final name, for a
-read-only subvolume cannot be moved to another (EROFS; measured). A *checkpoint* ends a piece with an END
-of our own, makes it durable and keeps it as a partial; the next piece goes on from a snapshot of that.
+A *piece* is one receive (`btrsync.piece`) into `.incoming-<id>`, in the same directory as the backup's final
+name, for a read-only subvolume cannot be moved to another (EROFS; measured). A *checkpoint* ends a piece with
+an END of our own, makes it durable and keeps it as a partial; the next piece goes on from a snapshot of that.
 *Commit* is the only way to a visible name: checked, on disk, renamed, acknowledged, in this order.
 """
 
@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import os
+from signal import SIGKILL
 from typing import TYPE_CHECKING, Self
 
 from btrsync import partials
@@ -22,17 +23,18 @@ from btrsync.errors import (
     IntegrityError,
     NoSpaceError,
     RefusedError,
+    StalledError,
     StorageError,
     StreamError,
     UnreachableError,
     last_lines,
 )
 from btrsync.partials import Partial, Record
+from btrsync.piece import Care, Piece
 from btrsync.stream.head import format_head
 from btrsync.stream.pieces import END_COMMAND, format_resumption
-from btrsync.system import btrfs, files, pipes, process
-from btrsync.system.private import confined_argv, private_view
-from btrsync.system.signals import stop_signals_blocked
+from btrsync.system import btrfs, files, process
+from btrsync.wire import StopAskedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from btrsync.stream.head import FirstCommand
 
 INCOMING_PREFIX = ".incoming-"
+USUAL_CARE = Care()
 MORE_SPACE = "free space there, or add a disk to its array"
 
 
@@ -51,8 +54,11 @@ class Incoming:
 
     before: the partials of this very snapshot that are there; goes_on: that one of them which the
     stream continues, None for a stream from its beginning; lock_fd: inherited by `btrfs receive`, so
-    that the lock outlives a killed server for as long as its receive does; priority: words before its
-    argv; buffer_bytes: of the pipe into it.
+    that the lock outlives a killed server for as long as its receive does; care: how that is run.
+
+    What the stream is to blame for leaves nothing of it. What this machine is to blame for leaves the last
+    checkpoint: receive was killed or stood still, a disk failed or is full. `kept_bytes` tells afterwards how
+    much of the stream that is.
     """
 
     def __init__(
@@ -63,18 +69,20 @@ class Incoming:
         *,
         before: Sequence[Partial] = (),
         goes_on: Partial | None = None,
-        priority: Sequence[str] = (),
-        buffer_bytes: int = pipes.PIPE_SIZE_BYTES,
+        care: Care = USUAL_CARE,
     ) -> None:
         self.begin = begin
         self.goes_on = goes_on
+        self.stop_fd: int | None = None
+        """What can be read once we are asked to stop: receive may not stand still for long then."""
+        self.kept_bytes = 0
         self._directory = directory
         self._lock_fd = lock_fd
         self._before = tuple(before)
         self._own: Partial | None = None
-        self._buffer_bytes = buffer_bytes
-        self._priority = tuple(priority)
-        self._piece: _Piece | None = None
+        self._care = care
+        self._is_accident = False
+        self._piece: Piece | None = None
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -92,8 +100,16 @@ class Incoming:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
-        self._stack.close()
-        if isinstance(error, NoSpaceError) and self.goes_on is None:
+        kept = self._own or self.goes_on
+        if self._is_accident and kept is not None:
+            self.kept_bytes = kept.entry.offset_bytes
+        is_superseded = self._is_accident and self._own is not None
+        if is_superseded:
+            self._let_own_stay()
+        with contextlib.suppress(*((BtrsyncError, OSError) if error is not None else ())):
+            # What cannot be put away is not what went wrong; the sweep of the next connection sees to it.
+            self._stack.close()
+        if isinstance(error, NoSpaceError) and self.goes_on is None and not is_superseded:
             # The client begins anew, so these are of no use to it, and may be what takes the room.
             for partial in self._before:
                 with contextlib.suppress(OSError):
@@ -107,12 +123,6 @@ class Incoming:
                 f"another session of this run is receiving into {self._directory}",
                 hint="run `btrsync sync` again",
             ) from None
-
-    @property
-    def write_fd(self) -> int:
-        """The pipe into the present piece's receive."""
-        assert self._piece is not None
-        return self._piece.write_fd
 
     @property
     def kept(self) -> PartialEntry | None:
@@ -150,9 +160,10 @@ class Incoming:
 
         Raises what `commit` raises; what was kept before is kept then.
         """
-        self._checkpoint(entry)
-        assert self._own is not None
-        self.go_on(self._own)
+        with self._accidents_noted():
+            self._checkpoint(entry)
+            assert self._own is not None
+            self.go_on(self._own)
 
     def keep(self, entry: PartialEntry | None) -> None:
         """End the transfer here; keep what `entry` describes, or else what the last checkpoint did.
@@ -160,24 +171,26 @@ class Incoming:
         Raises what `commit` raises; what was kept before is kept then.
         """
         if entry is not None:
-            self._checkpoint(entry)
-        if self._own is not None:
-            partials.delete_all(self._directory, self._before)
-            self._own = None
+            with self._accidents_noted():
+                self._checkpoint(entry)
+        self._let_own_stay()
 
-    def failure(self) -> BtrsyncError:
-        """Return why `btrfs receive` stopped reading; call it after a broken pipe."""
-        assert self._piece is not None
-        return self._receive_error(self._piece.end())
+    def _let_own_stay(self) -> None:
+        if self._own is not None:
+            # Where receive hangs we would hang as well: the sweep keeps but the newest.
+            if not process.is_child_stuck():
+                partials.delete_all(self._directory, self._before)
+            self._own = None
 
     def commit(self) -> Subvolume:
         """End the last piece, check it, put it on disk, give it its name; return what it is.
 
         Raises CommandError, NoSpaceError, IntegrityError or StorageError; nothing is visible then.
         """
-        found, staging = self._finish_piece()
-        with storage_errors(self._directory):
-            files.rename_noreplace(self._directory_fd, staging, self.begin.name)
+        with self._accidents_noted():
+            found, staging = self._finish_piece()
+            with storage_errors(self._directory):
+                files.rename_noreplace(self._directory_fd, staging, self.begin.name)
         try:
             os.fsync(self._directory_fd)
         except OSError as error:
@@ -217,24 +230,52 @@ class Incoming:
     def _start_piece(self, format_start: Callable[[bytes], bytes]) -> None:
         staging = f"{INCOMING_PREFIX}{os.urandom(8).hex()}"
         with storage_errors(self._directory):
-            self._piece = _Piece(
-                self._directory, staging, self._lock_fd,
-                priority=self._priority, buffer_bytes=self._buffer_bytes,
-            )  # fmt: skip
+            self._piece = Piece(self._directory, staging, self._lock_fd, self._care)
         self.give(format_start(staging.encode()))
 
     def give(self, block: bytes | memoryview) -> None:
         """Write `block` into receive. Raises why it stopped reading, if it did."""
+        with self._fed() as piece:
+            piece.give(block)
+
+    def splice(self, source_fd: int, size_bytes: int) -> None:
+        """Move as much, which is there, from the pipe `source_fd` into receive. Raises as `give` does."""
+        with self._fed() as piece:
+            piece.splice(source_fd, size_bytes)
+
+    @contextlib.contextmanager
+    def _fed(self) -> Iterator[Piece]:
+        piece = self._piece
+        assert piece is not None
+        piece.stop_fd = self.stop_fd
+        with self._accidents_noted():
+            try:
+                yield piece
+            except BrokenPipeError:
+                raise self._receive_error(piece.end()) from None
+
+    @contextlib.contextmanager
+    def _accidents_noted(self) -> Iterator[None]:
+        """The time in which what this machine is to blame for is noted: see above."""
         try:
-            pipes.write_all(self.write_fd, block)
-        except BrokenPipeError:
-            raise self.failure() from None
+            yield
+        except BtrsyncError as error:
+            if _is_accident(error) and not self._is_accident:
+                self._is_accident = True
+                has_kept = self._own is not None or self.goes_on is not None
+                error.message += (
+                    "; what came up to the last checkpoint is kept"
+                    if has_kept
+                    else "; there was no checkpoint yet"
+                )
+            raise
 
     def _finish_piece(self) -> tuple[Subvolume, str]:
         """Let receive come to its end, check its work, make it durable."""
         piece = self._piece
         assert piece is not None
         self.give(END_COMMAND)
+        piece.stop_fd = self.stop_fd
         exit = piece.end()
         if exit.has_failed:
             raise self._receive_error(exit)
@@ -258,16 +299,14 @@ class Incoming:
             return NoSpaceError(f"no space left at the receiving end in {self._directory}", hint=MORE_SPACE)
         if not exit.has_failed:
             return StreamError(0, "it goes on behind its end")
-        if self.goes_on is not None and self._own is None:
+        if self.goes_on is not None and self._own is None and exit.returncode != -SIGKILL:
             with contextlib.suppress(OSError):
                 partials.count_failure(self._directory, self.goes_on)
         # Its other lines name paths here, which are nobody else's business.
         reasons = [line for line in exit.stderr.splitlines() if line.startswith("ERROR: ")]
         words = reasons[-1] if reasons else last_lines(exit.stderr, lines=1)
-        return CommandError(
-            Exit(exit.argv, exit.returncode, words, exit.name),
-            hint="nothing of this transfer was kept at the receiving end",
-        )
+        hint = "nothing of this transfer was kept at the receiving end" if exit.returncode > 0 else None
+        return CommandError(Exit(exit.argv, exit.returncode, words, exit.name), hint=hint)
 
     def _check_received(self, found: Subvolume, staging: str) -> None:
         # Complete is read-only *and* the received UUID: receive sets them last, in two steps.
@@ -294,49 +333,16 @@ class Incoming:
 
     def _remove_directory(self) -> None:
         # Only while nothing was committed or kept in it.
-        with contextlib.suppress(OSError):
-            self._directory.rmdir()
+        if not process.is_child_stuck():
+            with contextlib.suppress(OSError):
+                self._directory.rmdir()
 
 
-class _Piece:
-    """One `btrfs receive` into `staging`; closing it ends that and deletes what has that name still."""
-
-    def __init__(
-        self, directory: Path, staging: str, lock_fd: int, *, priority: Sequence[str], buffer_bytes: int
-    ) -> None:
-        self.staging = staging
-        self._path = directory / staging
-        with contextlib.ExitStack() as stack:
-            stack.callback(self._delete)
-            view = stack.enter_context(private_view(directory))
-            argv = [*priority, *confined_argv(), *btrfs.receive_argv(view)]
-            read_fd, self.write_fd = os.pipe()
-            pipes.enlarge(self.write_fd, buffer_bytes)
-            self._input = stack.enter_context(contextlib.ExitStack())
-            self._input.callback(os.close, self.write_fd)
-            try:
-                # It ends with its input: what it has can only be kept by who feeds it.
-                with stop_signals_blocked():
-                    self._receive = stack.enter_context(
-                        process.spawn(argv, stdin=read_fd, pass_fds=(lock_fd,), umask=0o077)
-                    )
-            finally:
-                os.close(read_fd)
-            self._stack = stack.pop_all()
-
-    def end(self) -> Exit:
-        """Close receive's input and wait for its end."""
-        self._input.close()
-        exit = self._receive.wait()
-        return Exit(exit.argv, exit.returncode, exit.stderr, "btrfs receive")
-
-    def close(self) -> None:
-        self._input.close()
-        self._stack.close()
-
-    def _delete(self) -> None:
-        if os.path.lexists(self._path):
-            btrfs.delete_subvolume(self._path)
+def _is_accident(error: BtrsyncError) -> bool:
+    """Tell whether it is this machine that failed, and not what was sent."""
+    if isinstance(error, CommandError):
+        return error.exit.returncode < 0
+    return isinstance(error, (StalledError, StopAskedError, StorageError))
 
 
 @contextlib.contextmanager

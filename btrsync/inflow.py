@@ -17,6 +17,7 @@ from btrsync.errors import (
 )
 from btrsync.incoming import MORE_SPACE, Incoming
 from btrsync.intake import Intake
+from btrsync.piece import Care
 from btrsync.plan.fetching import can_clone_from_original
 from btrsync.protocol import Abort, Begin, Committed, End, Failed, Fetch, Ready, Stream, Total
 from btrsync.system import btrfs
@@ -82,6 +83,7 @@ class Inflow:
         self.kept_bytes = 0
         self.size_bytes = self.data_bytes = self.resumed_from_bytes = self.rewritten_bytes = 0
         self._request = request
+        self._incoming: Incoming | None = None
         self._listener = listener
         parent = request.send_parent
         self._is_rewriting = (
@@ -107,6 +109,8 @@ class Inflow:
         except (UnreachableError, ProtocolError, RemoteError):
             raise
         except BtrsyncError as error:
+            if self._incoming is not None and self._incoming.kept_bytes:
+                self.kept_bytes = self._incoming.kept_bytes
             with contextlib.suppress(UnreachableError):
                 wire.send(Failed(error.message, error.exit_status))
             raise
@@ -150,8 +154,9 @@ class Inflow:
         self.resumed_from_bytes = goes_on.entry.data_bytes if goes_on else 0
         with Incoming(
             self._request.directory, begin, self._request.lock_fd,
-            before=self._request.before, goes_on=goes_on, buffer_bytes=self._request.buffer_bytes,
+            before=self._request.before, goes_on=goes_on, care=Care(buffer_bytes=self._request.buffer_bytes),
         ) as incoming, contextlib.ExitStack() as stack:  # fmt: skip
+            self._incoming = incoming
             self._check_room(begin)
             wire.send(Ready(self._request.progs_version))
             stream = self._expect(wire, Stream, Abort)
@@ -172,7 +177,7 @@ class Inflow:
                 )
             )
             # Until it is committed: what is whole would be given up, just before it has its name.
-            stop_fd = stack.enter_context(stop_signals_deferred())
+            incoming.stop_fd = stop_fd = stack.enter_context(stop_signals_deferred())
             message = self._take_all(wire, intake, rewriter, stop_fd)
             if isinstance(message, Abort):
                 wire.send(_gave_up(message, self.kept_bytes))

@@ -207,10 +207,8 @@ class Intake:
 
     def _release(self, size_bytes: int) -> None:
         if size_bytes > 0:
-            try:
-                self._hold.release(size_bytes, self._incoming.write_fd)
-            except BrokenPipeError:
-                raise self._incoming.failure() from None
+            self._incoming.splice(self._hold.read_fd, size_bytes)
+            self._hold.held_bytes -= size_bytes
             self._given_bytes += size_bytes
 
     def _overrun(self) -> None:
@@ -258,7 +256,7 @@ class _Hold:
     """The pipe in which a stream waits for its next safe boundary."""
 
     def __init__(self) -> None:
-        self._read_fd, self.write_fd = os.pipe()
+        self.read_fd, self.write_fd = os.pipe()
         os.set_blocking(self.write_fd, False)
         pipes.enlarge(self.write_fd)
         self.held_bytes = 0
@@ -272,11 +270,6 @@ class _Hold:
         self.held_bytes += put_bytes
         return put_bytes
 
-    def release(self, size_bytes: int, destination_fd: int) -> None:
-        """Move the oldest `size_bytes` on. BrokenPipeError passes."""
-        pipes.splice_exactly(self._read_fd, destination_fd, size_bytes)
-        self.held_bytes -= size_bytes
-
     def close(self) -> None:
-        os.close(self._read_fd)
+        os.close(self.read_fd)
         os.close(self.write_fd)

@@ -20,6 +20,7 @@ from btrsync.errors import (
     storage_error,
 )
 from btrsync.incoming import storage_errors
+from btrsync.piece import Care
 from btrsync.protocol import (
     MAX_REQUEST_BYTES,
     OUR_VERSIONS,
@@ -40,6 +41,7 @@ from btrsync.protocol import (
 from btrsync.room import Room
 from btrsync.system import btrfs
 from btrsync.system.priority import priority_argv
+from btrsync.system.process import is_child_stuck
 from btrsync.system.signals import stop_signals_deferred
 from btrsync.target import Target, backup_entry, open_target
 from btrsync.turn import first_session, further_session
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from btrsync.config import ServerConfig
+    from btrsync.incoming import Incoming
     from btrsync.intake import Intake
     from btrsync.protocol import AnyMessage
 
@@ -179,6 +182,9 @@ class _Connection:
             except BtrsyncError as error:
                 self._log(f"{message.job}/{message.name}: {error}")
                 self._wire.send(_failed(error, self._kept_bytes))
+                if is_child_stuck():
+                    # On a disk of ours too: nobody touches it any more, nor does who has its lock.
+                    return
                 self._drain()
             else:
                 self._log(f"{message.job}/{message.name}: committed")
@@ -202,10 +208,18 @@ class _Connection:
     def _receive(
         self, target: Target, room: Room, begin: Begin, lock_fd: int, config: ServerConfig
     ) -> Committed:
-        priority = priority_argv(config.nice, config.io_class)
-        with target.incoming(
-            begin, lock_fd=lock_fd, priority=priority, buffer_bytes=config.buffer_bytes
-        ) as incoming:
+        care = Care(
+            priority_argv(config.nice, config.io_class), config.buffer_bytes, config.receive_timeout_s
+        )
+        incoming = target.incoming(begin, lock_fd=lock_fd, care=care)
+        try:
+            return self._take(incoming, room, begin, config)
+        except BtrsyncError:
+            self._kept_bytes = incoming.kept_bytes or self._kept_bytes
+            raise
+
+    def _take(self, incoming: Incoming, room: Room, begin: Begin, config: ServerConfig) -> Committed:
+        with incoming:
             done_bytes = incoming.goes_on.entry.data_bytes if incoming.goes_on else 0
             warning = room.check(begin, done_bytes=done_bytes)
             self._wire.send(Ready(btrfs.progs_version(), warning))
@@ -224,6 +238,7 @@ class _Connection:
                 checkpoint_bytes=config.checkpoint_bytes, checkpoint_s=config.checkpoint_seconds,
                 limit_bytes=room.limit_bytes(begin, done_bytes=done_bytes),
             ) as intake, stop_signals_deferred() as stop_fd:  # fmt: skip
+                incoming.stop_fd = stop_fd
                 self._end(self._take_all(intake, begin, stop_fd), intake)
                 # The signals still wait: what is whole would be given up, just before it has its name.
                 with room.turn(begin, intake.data_bytes, done_bytes=done_bytes):

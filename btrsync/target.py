@@ -19,12 +19,13 @@ from btrsync.system import btrfs
 from btrsync.system.mounts import missing_mount, mount_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from datetime import datetime, timedelta
     from pathlib import Path
     from uuid import UUID
 
     from btrsync.partials import Partial
+    from btrsync.piece import Care
     from btrsync.plan.snapshots import Subvolume
 
 STAGING_PREFIXES = (INCOMING_PREFIX, partials.PREFIX)
@@ -79,12 +80,11 @@ class Target:
             deleted += [f"{job}/{name}" for name in swept]
         return deleted
 
-    def incoming(self, begin: Begin, *, lock_fd: int, priority: Sequence[str], buffer_bytes: int) -> Incoming:
+    def incoming(self, begin: Begin, *, lock_fd: int, care: Care) -> Incoming:
         """Check that `begin` is allowed and return the transfer to enter.
 
         lock_fd: inherited by `btrfs receive`, so that the lock outlives a killed server for as long
-        as its receive does; priority: words before its argv; buffer_bytes: of the pipe into it. Raises
-        RefusedError.
+        as its receive does; care: how that is run. Raises RefusedError.
         """
         if not is_valid_name(begin.job) or not is_valid_name(begin.name):
             raise RefusedError(f"{begin.job!r}/{begin.name!r} is not a name for a backup here")
@@ -106,10 +106,8 @@ class Target:
         self._check_ancestors(begin, held)
         before = self._partials_of(begin)
         return Incoming(
-            directory, begin, lock_fd,
-            before=before, goes_on=_continued(begin, before),
-            priority=priority, buffer_bytes=buffer_bytes,
-        )  # fmt: skip
+            directory, begin, lock_fd, before=before, goes_on=_continued(begin, before), care=care
+        )
 
     def _partials_of(self, begin: Begin) -> list[Partial]:
         directory = self.directory / begin.job

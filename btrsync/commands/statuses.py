@@ -23,7 +23,7 @@ EXIT_STATUSES = (
     ExitStatus(
         "6",
         "A program failed, was not found, or did not end in time.",
-        ("CommandError", "CommandNotFoundError", "CommandTimeoutError", "PipelineError"),
+        ("CommandError", "CommandNotFoundError", "CommandTimeoutError", "StalledError", "PipelineError"),
     ),
     ExitStatus("7", "Source and target do not allow a send; a person has to choose.", ("ConflictError",)),
     ExitStatus(

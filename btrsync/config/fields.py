@@ -27,6 +27,7 @@ GIB = 1 << 30
 SMALLEST_CHECKPOINT_BYTES = 64 << 10
 
 Seconds = Annotated[int, Meta(ge=0, le=7 * 24 * 3600)]
+Timeout = Annotated[int, Meta(ge=1, le=7 * 24 * 3600)]
 Bytes = Annotated[int, Meta(ge=0, le=1 << 60)]
 Quota = Annotated[int, Meta(ge=1, le=1 << 60)]
 Rate = Annotated[int, Meta(ge=LOWEST_RATE, le=HIGHEST_RATE)]
@@ -218,6 +219,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         BufferBytes,
         Meta(description="Size of the pipe before `btrfs receive`, which evens out its bursts."),
     ] = MIB
+    receive_timeout_s: Annotated[
+        Timeout,
+        Meta(
+            description="Seconds that `btrfs receive` may stand still, as it does on a disk that hangs, until"
+            " it is killed; the transfer then goes on from its last checkpoint."
+        ),
+    ] = 600
     nice: Annotated[
         Nice, Meta(description="Niceness of `btrfs receive`: with 19 it takes the time that others leave.")
     ] = 0

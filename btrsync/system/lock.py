@@ -8,6 +8,7 @@ the old file and one of the new.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Final, Self
 import msgspec
 
 from btrsync.errors import LockedError
+from btrsync.system.process import is_child_stuck
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -78,7 +80,12 @@ class Lock:
         fd = _opened(self.path)
         try:
             self._wait_for(fd)
-            _write_holder(fd, _ourselves(self.run_id))
+            try:
+                _write_holder(fd, _ourselves(self.run_id))
+            except OSError as error:
+                # Nobody can then be told who holds it, and that is all: a full disk must let in who frees some.
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
         except BaseException:
             os.close(fd)
             raise
@@ -93,9 +100,11 @@ class Lock:
     ) -> None:
         try:
             # While it is still ours: nobody may read our name in a lock that another holds.
-            # A filesystem that was forced read-only meanwhile cannot: the holder named there is dead soon.
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, 0)
+            # A filesystem that was forced read-only meanwhile cannot, and one that hangs would let us hang:
+            # the holder named there is dead soon.
+            if not is_child_stuck():
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._fd, 0)
         finally:
             os.close(self._fd)
             self._fd = -1

@@ -35,6 +35,8 @@ Word = str | os.PathLike[str]
 DEVNULL: Final = subprocess.DEVNULL
 STDERR_TAIL_BYTES: Final = 32 * 1024
 TERMINATE_GRACE_S: Final = 5.0
+KILL_GRACE_S: Final = 10.0
+"""After SIGKILL a process ends at once, unless it hangs in the kernel (state D in proc(5))."""
 USUAL_DIRECTORIES: Final = (
     "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin",
 )  # fmt: skip
@@ -44,6 +46,13 @@ PACKAGES: Final = {
     "mount": "mount", "umount": "mount", "cryptsetup": "cryptsetup-bin", "dmsetup": "dmsetup",
 }  # fmt: skip
 """Debian's package for each program that this project starts."""
+
+_stuck: list[Process] = []
+
+
+def is_child_stuck() -> bool:
+    """Tell whether a child of ours hangs in the kernel and was left behind: so would we on the same disk."""
+    return bool(_stuck)
 
 
 def _debug(words: str, *values: object) -> None:
@@ -102,6 +111,29 @@ class Process:
         """Send SIGKILL to the process and to those it started; nothing if it has ended."""
         self._signal(signal.SIGKILL)
 
+    def end(self) -> bool:
+        """Send SIGKILL and wait for the end; False if it does not come, for the process hangs in the kernel.
+
+        Then it is left behind, and keeps what it has inherited until it ends.
+        """
+        if self._child.returncode is None:
+            # Not reaped yet, so the group is still ours: what is left of it goes as well.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            if not self._has_ended_within(KILL_GRACE_S):
+                _stuck.append(self)
+                return False
+        return True
+
+    @contextmanager
+    def end_fd(self) -> Iterator[int]:
+        """A descriptor that can be read as soon as the process has ended; before its end is waited for."""
+        pidfd = os.pidfd_open(self.pid)
+        try:
+            yield pidfd
+        finally:
+            os.close(pidfd)
+
     def stderr_tail(self) -> str:
         """Return what the process has said on stderr so far, the last 32 KiB of it."""
         size = os.fstat(self._stderr_fd).st_size
@@ -112,13 +144,10 @@ class Process:
         """Wait without reaping, so that the process group can still be signalled safely."""
         if self._child.returncode is not None:
             return True
-        pidfd = os.pidfd_open(self.pid)
-        try:
+        with self.end_fd() as pidfd:
             poll = select.poll()
             poll.register(pidfd, select.POLLIN)
             return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
-        finally:
-            os.close(pidfd)
 
     def _signal(self, number: signal.Signals) -> None:
         if self._child.poll() is None:
@@ -133,14 +162,18 @@ class Process:
             _debug("%s: status %d after %.3f s", self.argv[0], returncode, seconds)
 
     def close(self) -> None:
-        """End the process however it resists, then let go of its stderr; the context does this."""
+        """End the process however it resists, then let go of its stderr; the context does this.
+
+        One that hangs in the kernel is left behind: see `is_child_stuck`.
+        """
         try:
+            if self in _stuck:
+                return
             if self._child.poll() is None:
                 self.terminate()
                 self._has_ended_within(TERMINATE_GRACE_S)
-                # Not reaped yet, so the group is still ours: what is left of it goes as well.
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self.pid, signal.SIGKILL)
+                if not self.end():
+                    return
             self._log_end(self._child.wait())
         finally:
             os.close(self._stderr_fd)
@@ -191,6 +224,7 @@ def spawn(
     stdin, stdout: a file descriptor, or DEVNULL; the caller keeps and closes its own copy.
     env: added to the built environment; pass_fds: descriptors that keep their numbers in the child;
     umask: the child's, ours if negative.
+    One that hangs in the kernel is left behind.
     No status is judged here: `wait` returns it. Raises CommandNotFoundError.
     """
     if subprocess.PIPE in (stdin, stdout):
