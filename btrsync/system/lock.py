@@ -83,7 +83,7 @@ class Lock:
             try:
                 _write_holder(fd, _ourselves(self.run_id))
             except OSError as error:
-                # Nobody can then be told who holds it, and that is all: a full disk must let in who frees some.
+                # Nobody can then be told who holds it, and no more: a full disk must let in who frees some.
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
         except BaseException:

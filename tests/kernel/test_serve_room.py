@@ -28,7 +28,11 @@ S1_BYTES = 20 * 50_000
 
 def with_quota(place: Place, tmp_path: Path, quota_bytes: int) -> Path:
     config = tmp_path / "server.toml"
-    config.write_text(f'root = "{place.root}"\n[clients.workstation]\nquota_bytes = {quota_bytes}\n')
+    # With checkpoints: what is refused must not leave these behind either.
+    config.write_text(
+        f'root = "{place.root}"\ncheckpoint_bytes = 200000\n'
+        f"[clients.workstation]\nquota_bytes = {quota_bytes}\n"
+    )
     config.chmod(0o600)
     return config
 

@@ -151,6 +151,34 @@ def test_a_server_whose_processes_all_die_goes_on_from_its_last_checkpoint(both:
     assert_equal(both, synced.outcome(), before)
 
 
+def test_a_receive_that_stands_still_is_told_and_the_same_run_goes_on(both: TwoHosts) -> None:
+    settings = both.daisy.read_text(SERVER_FILE)
+    both.daisy.write_text(SERVER_FILE, settings + "receive_timeout_s = 2\n")
+    with halfway(both) as (process, before):
+        with faults.StoppedProcess(both.daisy, "btrfs receive"):
+            both.link.normal()
+            wait.until(lambda: "stood still for 2 s" in process.stderr, timeout_s=20, what="a word about it")
+        synced = mirror.finished(process)
+    both.daisy.write_text(SERVER_FILE, settings)
+    assert synced.returncode == 0, synced
+    assert "what came up to the last checkpoint is kept), trying again in 1 s" in synced.stderr
+    assert "going on with" in synced.stderr
+    assert_equal(both, synced.outcome(), before)
+
+
+def test_a_killed_receive_is_told_and_the_next_run_goes_on_from_the_last_checkpoint(both: TwoHosts) -> None:
+    with halfway(both) as (process, before):
+        faults.kill(both.daisy, "btrfs receive")
+        both.link.normal()
+        synced = mirror.finished(process)
+    assert synced.returncode == 6, synced
+    assert "btrfs receive was killed by signal 9" in mirror.words(synced)
+    assert len(mirror.partials(both)) == 1
+    again = both.sync("-v")
+    assert again.outcome()["resumed_from_bytes"] >= LEAST_BYTES
+    assert_equal(both, again.outcome(), before)
+
+
 def test_a_killed_client_goes_on_in_its_next_run_which_then_sends_what_changed_since(both: TwoHosts) -> None:
     with halfway(both) as (process, before):
         faults.kill(both.workstation, "btrsync sync")
