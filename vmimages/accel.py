@@ -33,6 +33,7 @@ CHOICES: tuple[Choice, ...] = get_args(Choice)
 TRIAL_S = 10.0
 """For a busy host: a KVM that works takes a second."""
 TICK_S = 0.05
+WHY_CHARACTERS = 300
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 ACCELS = get_args(AccelName)
 
@@ -127,8 +128,8 @@ def _watch(process: command.Process, elapsed_s: Callable[[], float], timeout_s: 
         if re.search(rf"^{qemu.READY}\s*$", process.stdout, re.MULTILINE):
             return Verdict("kvm", f"the kernel booted under KVM in {elapsed_s():.1f} s")
         if status is not None:
-            last = process.stderr.strip().rpartition("\n")[2] or f"status {status}"
-            return Verdict("tcg", f"the kernel does not boot under KVM: {last}")
+            words = "; ".join(process.stderr.split("\n")).strip("; ") or f"status {status}"
+            return Verdict("tcg", f"the kernel does not boot under KVM: {words[:WHY_CHARACTERS]}")
         if elapsed_s() > timeout_s:
             return Verdict("tcg", f"the kernel had not booted under KVM after {timeout_s:g} s")
         time.sleep(TICK_S)

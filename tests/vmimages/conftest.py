@@ -12,7 +12,7 @@ from vmimages.machine import Machine
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vmimages.image import Image
+    from vmimages.image import BackendName, Image
 
 
 @pytest.fixture(scope="session")
@@ -22,8 +22,14 @@ def image() -> Image:
 
 
 @pytest.fixture(scope="module")
-def machine(image: Image) -> Iterator[Machine]:
+def backend() -> BackendName:
+    """What the machine is made of; a module that tries both has a fixture of this name of its own."""
+    return "uml"
+
+
+@pytest.fixture(scope="module")
+def machine(image: Image, backend: BackendName) -> Iterator[Machine]:
     """A machine that is up; who takes its power starts it again."""
-    with Machine(image, backend="uml", disks=[256 << 20]) as one:
+    with Machine(image, backend=backend, disks=[256 << 20]) as one:
         one.start()
         yield one

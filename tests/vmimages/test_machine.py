@@ -1,4 +1,4 @@
-"""A machine of User Mode Linux: commands, power, panics, and that nothing of it outlives us."""
+"""A machine of either backend: commands, power, panics, and that nothing of it outlives us."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vmimages.running import GuestEnded, GuestHung, GuestPanicked
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vmimages.image import Image
+    from vmimages.image import BackendName, Image
 
 PARENT = """
 import sys, time
@@ -31,13 +31,20 @@ from vmimages.machine import Machine
 
 if sys.argv[1] == "adopting":
     keeper.namespace_argv = lambda: ()
-with Machine(build_image("trixie"), backend="uml") as machine:
+with Machine(build_image("trixie"), backend=sys.argv[2]) as machine:
     machine.start()
     machine.background("while :; do :; done | cat")
     machine.succeed("true")
     print("ready", flush=True)
     time.sleep(600)
 """
+PROGRAMS = {"uml": "linux.uml", "qemu": "qemu-system-x86_64"}
+
+
+@pytest.fixture(scope="module", params=PROGRAMS)
+def backend(request: pytest.FixtureRequest) -> BackendName:
+    chosen: BackendName = request.param
+    return chosen
 
 
 def test_a_command_answers_with_its_status_and_both_outputs(machine: Machine) -> None:
@@ -110,10 +117,9 @@ def test_dm_crypt_and_btrfs_work_in_the_guest(machine: Machine) -> None:
     machine.succeed("umount /mnt && cryptsetup close dm1")
 
 
-def test_no_process_of_a_guest_is_of_uid_0(machine: Machine) -> None:
-    guests = [
-        pid for pid, info in processes.descendants(machine.pid).items() if info.argv[0].endswith("linux.uml")
-    ]
+def test_no_process_of_a_guest_is_of_uid_0(machine: Machine, backend: BackendName) -> None:
+    family = processes.descendants(machine.pid)
+    guests = [pid for pid, info in family.items() if info.argv[0].endswith(PROGRAMS[backend])]
     assert guests
     uids = {os.stat(f"/proc/{pid}").st_uid for pid in guests}
     assert 0 not in uids
@@ -157,36 +163,38 @@ def test_a_guest_that_hangs_is_raised_after_the_deadline(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machines, "GRACE_S", 0.5)
-    machine.background("sleep 0.2; pkill -STOP -f agent.py")
-    with pytest.raises(GuestHung, match=r"no answer in 0\.5 s"):
-        machine.execute("sleep 1", timeout_s=0.5)
+    with pytest.raises(GuestHung, match="no answer in 3 s"):
+        machine.execute("pkill -STOP -f agent.py; sleep 600", timeout_s=3)
     machine.crash()
     machine.start()
 
 
-def test_a_boot_has_a_deadline(image: Image) -> None:
-    with Machine(image, backend="uml") as slow:
+def test_a_boot_has_a_deadline(image: Image, backend: BackendName) -> None:
+    with Machine(image, backend=backend) as slow:
         with pytest.raises(GuestHung, match=r"had not booted after 0\.1 s"):
             slow.start(timeout_s=0.1)
         assert not slow.is_up
 
 
 @pytest.mark.requires("root")
-def test_a_directory_that_the_guests_user_cannot_enter_is_told(image: Image, tmp_path: Path) -> None:
+def test_a_directory_that_the_guests_user_cannot_enter_is_told(
+    image: Image, backend: BackendName, tmp_path: Path
+) -> None:
     tmp_path.chmod(0o700)
-    with Machine(image, backend="uml", directory=tmp_path / "kept") as one:
+    with Machine(image, backend=backend, directory=tmp_path / "kept") as one:
         with pytest.raises(VmError, match="is closed") as told:
             one.start()
     assert "chmod o+x" in str(told.value.hint)
 
 
 @pytest.mark.parametrize("way", ["namespace", "adopting"])
-def test_a_killed_parent_leaves_no_process(image: Image, way: str) -> None:
-    with command.spawn([sys.executable, "-c", PARENT, way]) as parent:
+def test_a_killed_parent_leaves_no_process(image: Image, backend: BackendName, way: str) -> None:
+    with command.spawn([sys.executable, "-c", PARENT, way, backend]) as parent:
         wait.until(lambda: "ready" in parent.stdout or parent.poll(), timeout_s=60, what="the guest")
         family = processes.descendants(parent.pid)
         names = [info.argv[0].rpartition("/")[2] for info in family.values() if info.argv]
-        assert names.count("linux.uml") > 3, parent.stderr
+        # A guest of User Mode Linux is many processes.
+        assert names.count(PROGRAMS[backend]) > (3 if backend == "uml" else 0), parent.stderr
         assert ("unshare" in names) == (way == "namespace")
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait(10)
@@ -197,11 +205,13 @@ def test_a_killed_parent_leaves_no_process(image: Image, way: str) -> None:
         wait.until(lambda: not left(), timeout_s=10, what="the end of its processes")
 
 
-def test_two_machines_of_two_kernels_hear_each_other_until_the_link_is_cut(image: Image) -> None:
+def test_two_machines_of_two_kernels_hear_each_other_until_the_link_is_cut(
+    image: Image, backend: BackendName
+) -> None:
     reach = ["python3", "-c", "import socket; socket.create_connection(('10.77.0.1', 22), 1)"]
-    old = build_image("bookworm", backends=["uml"])
-    with Link() as link, Machine(old, name="daisy", backend="uml", link=link.ends[0]) as daisy:
-        with Machine(image, name="workstation", backend="uml", link=link.ends[1]) as workstation:
+    old = build_image("bookworm", backends=[backend])
+    with Link() as link, Machine(old, name="daisy", backend=backend, link=link.ends[0]) as daisy:
+        with Machine(image, name="workstation", backend=backend, link=link.ends[1]) as workstation:
             daisy.start()
             workstation.start()
             assert daisy.succeed("uname -r") != workstation.succeed("uname -r")
