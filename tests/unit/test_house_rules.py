@@ -16,8 +16,9 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = {
     "unit", "process", "kernel", "network", "lint", "machines", "harness", "type", "layers", "docs", "bench",
     "checkpoints", "fuzz", "vmimages", "vm-bookworm", "vm-trixie", "vm-forky",
+    "compatibility",
 }  # fmt: skip
-NAMED_ONLY = {"bench", "checkpoints", "vm-bookworm", "vm-forky"}
+NAMED_ONLY = {"bench", "checkpoints", "compatibility", "vm-bookworm", "vm-forky"}
 """Run only when they are asked for by name."""
 DOORS = {"btrsync/system/{process,pipeline}.py", "harness/command.py", "btrsync/cli.py"}
 WHOLE_CHECK_S = 40 * 60
