@@ -53,8 +53,9 @@ class Incoming:
     """A transfer in progress. Left without `commit` or `keep`, the directory is as it was.
 
     before: the partials of this very snapshot that are there; goes_on: that one of them which the
-    stream continues, None for a stream from its beginning; lock_fd: inherited by `btrfs receive`, so
-    that the lock outlives a killed server for as long as its receive does; care: how that is run.
+    stream continues, None for a stream from its beginning; others: those of other snapshots of the job;
+    lock_fd: inherited by `btrfs receive`, so that the lock outlives a killed server for as long as its
+    receive does; care: how that is run.
 
     What the stream is to blame for leaves nothing of it. What this machine is to blame for leaves the last
     checkpoint: receive was killed or stood still, a disk failed or is full. `kept_bytes` tells afterwards how
@@ -68,6 +69,7 @@ class Incoming:
         lock_fd: int,
         *,
         before: Sequence[Partial] = (),
+        others: Sequence[Partial] = (),
         goes_on: Partial | None = None,
         care: Care = USUAL_CARE,
     ) -> None:
@@ -79,6 +81,7 @@ class Incoming:
         self._directory = directory
         self._lock_fd = lock_fd
         self._before = tuple(before)
+        self._others = tuple(others)
         self._own: Partial | None = None
         self._care = care
         self._is_accident = False
@@ -109,9 +112,10 @@ class Incoming:
         with contextlib.suppress(*((BtrsyncError, OSError) if error is not None else ())):
             # What cannot be put away is not what went wrong; the sweep of the next connection sees to it.
             self._stack.close()
-        if isinstance(error, NoSpaceError) and self.goes_on is None and not is_superseded:
-            # The client begins anew, so these are of no use to it, and may be what takes the room.
-            for partial in self._before:
+        if isinstance(error, NoSpaceError):
+            # The client goes on with none of these: they are of no use to it, and may be what takes the room.
+            is_anew = self.goes_on is None and not is_superseded
+            for partial in (*self._others, *(self._before if is_anew else ())):
                 with contextlib.suppress(OSError):
                     partials.count_failure(self._directory, partial)
 

@@ -35,7 +35,7 @@ RECORD = re.compile(r"\.?\.partial-[0-9a-f]{16}\.json(\.[0-9a-f]+)?\Z")
 """The name of a record, or of one that is being written."""
 MAX_FAILURES = 2
 """After so many transfers that went on from a partial and that receive did not survive, it is given up, and
-after as many that began anew and found no room beside it."""
+after as many for which there was no room and that did not go on from it."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):

@@ -104,15 +104,18 @@ class Target:
                 hint="run `btrsync sync` again: it looks anew at what is there",
             )
         self._check_ancestors(begin, held)
-        before = self._partials_of(begin)
+        found = self._partials_in(directory)
+        before = [partial for partial in found if partial.entry.uuid == begin.uuid]
+        others = [partial for partial in found if partial.entry.uuid != begin.uuid]
         return Incoming(
-            directory, begin, lock_fd, before=before, goes_on=_continued(begin, before), care=care
-        )
+            directory, begin, lock_fd,
+            before=before, goes_on=_continued(begin, before), others=others, care=care,
+        )  # fmt: skip
 
-    def _partials_of(self, begin: Begin) -> list[Partial]:
-        directory = self.directory / begin.job
-        subvolumes = self._subvolumes(begin.job) if directory.is_dir() else {}
-        return [found for found in partials.found_in(directory, subvolumes) if found.entry.uuid == begin.uuid]
+    @staticmethod
+    def _partials_in(directory: Path) -> list[Partial]:
+        subvolumes = btrfs.subvolumes_in(directory) if directory.is_dir() else {}
+        return partials.found_in(directory, subvolumes)
 
     def _check_ancestors(self, begin: Begin, held: Mapping[UUID, BackupEntry]) -> None:
         wanted = [("send parent", begin.send_parent)] if begin.send_parent else []

@@ -322,7 +322,10 @@ def test_an_end_that_does_not_fit_what_came_behind_a_partial_leaves_it(place: Pl
         assert place.listing() == before
 
 
-def test_a_partial_beside_which_its_snapshot_has_no_room_is_given_up(place: Place, tmp_path: Path) -> None:
+@pytest.mark.parametrize("snapshot", ["s1", "s2"])
+def test_a_partial_beside_which_its_snapshot_or_a_later_one_has_no_room_is_given_up(
+    place: Place, tmp_path: Path, snapshot: str
+) -> None:
     config = often(place, tmp_path)
     with config.open("a") as file:
         file.write("[clients.workstation]\nquota_bytes = 1000\n")
@@ -331,7 +334,7 @@ def test_a_partial_beside_which_its_snapshot_has_no_room_is_given_up(place: Plac
         with connected(place, config=config) as client:
             assert client.hello().partials == {"share": [entry]}
             before = place.listing()
-            client.wire.send(place.begin("s1", total_bytes=1001))
+            client.wire.send(place.begin(snapshot, total_bytes=1001))
             assert client.expect(Failed).exit_status == NoSpaceError.exit_status
             assert place.listing() == before
     with connected(place) as client:
