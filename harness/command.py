@@ -96,7 +96,7 @@ class Process:
             self._process = subprocess.Popen(
                 self.argv,
                 stdin=None if with_terminal else stdin,
-                stdout=None if with_terminal else (self._files[0] if stdout is None else stdout),
+                stdout=self._files[0] if stdout is None and not with_terminal else stdout,
                 stderr=None if with_terminal else self._files[1],
                 env=environment(env, path=path),
                 cwd=cwd,

@@ -35,6 +35,26 @@ prepare() {
     fi
 }
 
+# What ./rehearse does without root: it rehearses in a guest, and changes nothing outside of this clone. No
+# Debian package is installed; those that are missing are named.
+GUEST_PACKAGES='ca-certificates debian-archive-keyring e2fsprogs python3 python3-venv util-linux'
+
+prepare_for_guests() {
+    # shellcheck disable=SC2086 # words are wanted
+    missing=$(missing_of $GUEST_PACKAGES)
+    [ -z "$missing" ] || fail "a guest needs Debian packages, and only root can install them: apt-get install ${missing% }"
+    venv_is_current && return 0
+    mkdir -p .prepare 2>/dev/null && [ -w .prepare ] && [ -w . ] ||
+        fail "the clone has no current .venv, and you may not write to it: clone it again, or run ./rehearse as root once"
+    (
+        flock --nonblock 9 || {
+            say "waiting for another preparation of this clone to end"
+            flock 9
+        }
+        venv_is_current || make_venv
+    ) 9>.prepare/lock || exit 1
+}
+
 is_prepared() {
     [ ! -e .prepare/services ] && [ -z "$(missing_packages)" ] && venv_is_current
 }
@@ -50,9 +70,12 @@ prepare_anew() {
 wanted_packages() { sed -e 's/#.*//' packages.txt; }
 
 missing_packages() {
-    command -v dpkg-query >/dev/null || return 0 # not Debian: what is missing will be told by name
     # shellcheck disable=SC2046 # words are wanted
-    set -- $(wanted_packages)
+    missing_of $(wanted_packages)
+}
+
+missing_of() { # PACKAGE...
+    command -v dpkg-query >/dev/null || return 0 # not Debian: what is missing will be told by name
     # Its status is 1 as soon as one package is unknown.
     installed=" $(dpkg-query --show --showformat='${Package}=${db:Status-Status} ' "$@" 2>/dev/null || :) "
     for package in "$@"; do

@@ -40,6 +40,10 @@ def add(commands: Commands) -> None:
         help="for what the command leaves in $BTRSYNC_RESULTS, and the console (default: %(default)s)",
     )  # fmt: skip
     run.add_argument("--wheel", type=Path, action="append", default=[], help="put it into the guest's Python")
+    run.add_argument(
+        "--put", type=parse_put, action="append", default=[], metavar="NAME=FILE",
+        help="a file of this host, which the command finds at /work/NAME; may be given again",
+    )  # fmt: skip
     run.add_argument("--no-tree", action="store_true", help="leave the working tree out")
     run.add_argument("--timeout", type=float, default=batch.TIMEOUT_S, metavar="SECONDS")
     run.add_argument("argv", nargs="+", metavar="COMMAND", help="after --: the command and its arguments")
@@ -71,6 +75,21 @@ def parse_size(text: str) -> int:
     return int(match[1]) * UNITS[match[2]]
 
 
+def parse_put(text: str) -> tuple[str, Path]:
+    """Return what "NAME=FILE" means. Raises ValueError, as argparse wants it."""
+    name, equals, file = text.partition("=")
+    if not equals or not name or not file or name.startswith("/") or ".." in Path(name).parts:
+        raise ValueError(text)
+    return name, Path(file)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise VmError(f"{file} cannot be read: {error.strerror}") from None
+
+
 def _options(words: argparse.Namespace, *, tree: Path | None) -> batch.Options:
     wheels: list[Path] = getattr(words, "wheel", [])
     for wheel in wheels:
@@ -82,6 +101,7 @@ def _options(words: argparse.Namespace, *, tree: Path | None) -> batch.Options:
         memory_mib=words.memory >> 20,
         tree=tree,
         wheels=wheels,
+        extra={name: _read(file) for name, file in getattr(words, "put", [])},
         accel=words.accel,
     )
 

@@ -11,7 +11,8 @@ from harness.rehearsal.steps import STEPS
 EXAMPLES = """\
 The steps, in this order:
 {steps}
-The first one is always done, for the others stand on it.
+The first two are always done, for the others stand on them; those with an array need a kernel with
+dm-crypt, which a guest has. Without root the rehearsal is always held in a guest.
 
 Examples:
   ./rehearse                          a generated tree of 85 MB
@@ -20,11 +21,15 @@ Examples:
                                       your own jobs and targets, on rehearsal hosts and loop devices
   ./rehearse --steps "cut link" --keep
                                       then look around: the hosts stay up until Ctrl-C
+  ./rehearse --vm trixie              the array on dm-crypt, in a guest of Debian 13
   ./rehearse --json | tail -n 1       the results for a program
 
 Exit status: 0 all steps hold, 1 a step failed, 2 the command line asks for what is not there,
-3 the configuration or this machine will not do, 128+N stopped by signal N (130: Ctrl-C).
+3 the configuration or this machine will not do, 125 the guest failed,
+128+N stopped by signal N (130: Ctrl-C).
 """
+IMAGE = "bookworm"
+"""What a guest boots unless told."""
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -60,11 +65,12 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object as the last line; words go to stderr"
     )
-    parser.add_argument("--vm", action="store_true", help=argparse.SUPPRESS)
-    wanted = parser.parse_args(words)
-    if wanted.vm:
-        parser.error("--vm is not available yet: there are no VM images to rehearse in")
-    return wanted
+    parser.add_argument(
+        "--vm", metavar="IMAGE", nargs="?", const=IMAGE,
+        help="rehearse in a guest, with the array on dm-crypt, without root; IMAGE: of `python -m vmimages"
+        f" list` (default: {IMAGE})",
+    )  # fmt: skip
+    return parser.parse_args(words)
 
 
 def _summary(docstring: str | None) -> str:

@@ -27,6 +27,9 @@ def main(words: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if words is None else words)
     wanted = arguments.parse(words)
     try:
+        if wanted.vm is not None or os.geteuid() != 0:
+            with interruptible():
+                return _send(wanted)
         if containment.is_contained():
             with interruptible():
                 return _perform(wanted)
@@ -47,12 +50,18 @@ def main(words: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
 
 
+def _send(wanted: argparse.Namespace) -> int:
+    """Do it in a guest: whoever is not root can do it nowhere else."""
+    from harness.rehearsal import in_guest
+
+    if wanted.vm is None:
+        wanted.vm = arguments.IMAGE
+        in_guest.say_why(wanted.vm)
+    return in_guest.rehearse_in_guest(wanted)
+
+
 def _contain(words: Sequence[str]) -> int:
     """Do it again in namespaces of its own, of which a SIGKILL leaves nothing."""
-    if os.geteuid() != 0:
-        raise CannotRehearse(
-            "only root can rehearse: it makes loop devices, mounts and namespaces", hint="sudo ./rehearse"
-        )
     problem = containment.problem()
     if problem:
         raise CannotRehearse(

@@ -72,7 +72,7 @@ def perform(wanted: argparse.Namespace, show: Show) -> dict[str, Any]:
         show.fact("built in", f"{time.monotonic() - began:.1f} s")
         session = Session(both, show, wanted.seed, wanted.size, wanted.source)
         _fill(session)
-        results += [_play(step, session) for step in _chosen(wanted, session)]
+        results += _play_all(_chosen(wanted, session), session)
         show.table(results)
         _sum_up(show, results, wanted)
         if wanted.keep:
@@ -153,8 +153,7 @@ def _introduce(
     else:
         show.fact(
             "dm-crypt",
-            "none in this kernel, so the encrypted mappings are left out (./rehearse --vm, which",
-            "will play with them in a guest, is not available yet)",
+            "none in this kernel, so the array is not encrypted: ./rehearse --vm plays it in a guest",
         )
     clients = sorted({target.client for target in mapped.targets if target.path is None})
     if clients:
@@ -187,15 +186,31 @@ def _fill(session: Session) -> None:
 
 
 def _chosen(wanted: argparse.Namespace, session: Session) -> list[Step]:
-    """Return the steps to play; those that need a link are left out, aloud, where there is none."""
-    chosen = [step for step in STEPS if wanted.steps is None or step.name in wanted.steps]
-    if STEPS[0] not in chosen:
-        chosen.insert(0, STEPS[0])
-    if session.remote_pair is None:
-        for step in [step for step in chosen if step.needs_remote]:
-            session.show.fact("left out", f"{step.name}: every target of this configuration is a local disk")
-            chosen.remove(step)
+    """Return the steps to play; what cannot be shown here is left out, aloud."""
+    both = session.both
+    chosen = []
+    for step in STEPS:
+        if not (step.is_needed or wanted.steps is None or step.name in wanted.steps):
+            continue
+        if step.needs_remote and session.remote_pair is None:
+            why = "every target of this configuration is a local disk"
+        elif step.needs_encryption and not both.is_encrypted:
+            why = "this kernel has no dm-crypt; ./rehearse --vm plays it in a guest"
+        else:
+            chosen.append(step)
+            continue
+        session.show.fact("left out", f"{step.name}: {why}")
     return chosen
+
+
+def _play_all(steps: list[Step], session: Session) -> list[Result]:
+    """Play the steps; without its array the server has nothing for the others to stand on."""
+    results: list[Result] = []
+    for step in steps:
+        results.append(_play(step, session))
+        if step.needs_encryption and step.is_needed and not results[-1].ok:
+            break
+    return results
 
 
 def _play(step: Step, session: Session) -> Result:
@@ -224,6 +239,9 @@ def _sum_up(show: Show, results: list[Result], wanted: argparse.Namespace) -> No
     show.line(f"{len(failed)} of {len(results)} steps failed: {', '.join(failed)}")
     data = f"--size {wanted.size}" if wanted.source is None else f"--source {wanted.source}"
     words = f" --config {wanted.config}" if wanted.config is not None else ""
+    if os.environ.get("BTRSYNC_VM"):
+        show.line(f"again: ./rehearse --vm {os.uname().nodename} --seed {wanted.seed} {data}{words}")
+        return
     show.line(f"again, and look around afterwards: ./rehearse --seed {wanted.seed} {data}{words} --keep")
 
 

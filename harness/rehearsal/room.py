@@ -61,6 +61,14 @@ def make(tree_bytes: int, *, jobs: int, local_targets: int, step_bytes: int) -> 
     return Room(where, _rounded(2 * data_bytes + GIB), _rounded(data_bytes + GIB))
 
 
+def check(tree_bytes: int) -> None:
+    """See that a guest's disk has room here: a tree, its backup, and as much again for what the steps add.
+
+    Raises CannotRehearse (3).
+    """
+    make(tree_bytes, jobs=1, local_targets=0, step_bytes=tree_bytes)
+
+
 def _rounded(size_bytes: int) -> int:
     return -(-size_bytes // GIB) * GIB
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.rehearsal.cut_link import cut_link, resume_after_a_cut
+from harness.rehearsal.encrypted_array import array_created_and_opened, wrong_key_refused_by_the_array
 from harness.rehearsal.hostile import hostile_stream_refused
 from harness.rehearsal.problems import StepFailed
 from harness.rehearsal.show import Result, format_bytes
@@ -24,11 +25,17 @@ HANDSHAKE_BYTES = 256_000
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step; needs_remote: left out where every target is a local disk."""
+    """One step; the later ones stand on those that are needed, which are always done.
+
+    needs_remote: left out where every target is a local disk. needs_encryption: where the kernel has
+    no dm-crypt.
+    """
 
     name: str
     run: Callable[[Session], Result]
     needs_remote: bool = False
+    needs_encryption: bool = False
+    is_needed: bool = False
 
 
 def _sent(name: str, seconds: float, bytes_sent: int, detail: str) -> Result:
@@ -110,7 +117,8 @@ def nothing_changed(session: Session) -> Result:
 
 
 STEPS = (
-    Step("first full sync", first_full_sync),
+    Step("array created and opened", array_created_and_opened, needs_encryption=True, is_needed=True),
+    Step("first full sync", first_full_sync, is_needed=True),
     Step("incremental sync", incremental_sync),
     Step("renamed parents", renamed_parents),
     Step("nothing changed", nothing_changed),
@@ -118,4 +126,5 @@ STEPS = (
     Step("resume after a cut", resume_after_a_cut, needs_remote=True),
     Step("wrong key", wrong_key, needs_remote=True),
     Step("hostile stream refused", hostile_stream_refused, needs_remote=True),
+    Step("wrong key refused by the array", wrong_key_refused_by_the_array, needs_encryption=True),
 )

@@ -4,6 +4,7 @@
 begin with. The tool is run as it is installed, never imported.
 """
 
+from harness.scenario.encrypted import EncryptedArray
 from harness.scenario.parts import (
     CLIENT_FILE,
     INCOMING_PREFIX,
@@ -26,6 +27,7 @@ __all__ = [
     "MIRROR_ROOT",
     "SERVER_FILE",
     "SERVER_ROOT",
+    "EncryptedArray",
     "Job",
     "Synced",
     "Target",

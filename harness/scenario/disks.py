@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import dmcrypt, filesystem
-from harness.filesystem import LABEL, Array
-from harness.identity import run_prefix
-from harness.loop import LoopDevice
+from harness import filesystem
+from harness.filesystem import Array
 from harness.scenario.parts import MIRROR_ROOT, SERVER_ROOT
 
 if TYPE_CHECKING:
@@ -23,34 +20,9 @@ UNDER_BINDS = Path("/run/btrsync-binds")
 
 
 @contextlib.contextmanager
-def daisys_array(
-    members: int, size_bytes: int, *, directory: Path | None, is_encrypted: bool
-) -> Iterator[tuple[Array, tuple[dmcrypt.Mapping, ...]]]:
-    """An array, on plain dm-crypt mappings if encrypted; the mappings come with it, to be deferred."""
-    with contextlib.ExitStack() as stack:
-        if not is_encrypted:
-            yield stack.enter_context(Array(members, size_bytes, directory=directory)), ()
-            return
-        key_directory = stack.enter_context(tempfile.TemporaryDirectory(prefix=run_prefix()))
-        key_file = dmcrypt.write_key(Path(key_directory) / "key")
-        mappings = []
-        for number in range(1, members + 1):
-            loop = stack.enter_context(LoopDevice(size_bytes, directory, f"{LABEL}-{number}"))
-            # Not the original's bare names, which the machine's own mappings may have.
-            name = run_prefix() + dmcrypt.NAME.format(number=number)
-            mappings.append(stack.enter_context(dmcrypt.Mapping(loop.device, name, key_file)))
-        array = Array(members, devices=[mapping.device for mapping in mappings])
-        yield stack.enter_context(array), tuple(mappings)
-
-
-@contextlib.contextmanager
-def mounted_array(
-    daisy: Host, array: Array, mappings: Collection[dmcrypt.Mapping], *, options: str
-) -> Iterator[Path]:
+def mounted_array(daisy: Host, array: Array, *, options: str) -> Iterator[Path]:
     """The array at daisy:/MirrorRoot, with the directory for all clients; yields that."""
     with filesystem.mount(array, MIRROR_ROOT, host=daisy, options=options):
-        for mapping in mappings:
-            mapping.defer_close()
         root = daisy.path(SERVER_ROOT)
         root.mkdir(mode=0o700)
         yield root

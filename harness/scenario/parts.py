@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,9 +96,12 @@ class Synced:
 def installed_btrsync() -> Path:
     """Return the installed command beside the running interpreter: the same path holds in every host.
 
+    In a guest of vmimages the interpreter is the distribution's, and the command in /usr/local/bin.
     Raises FileNotFoundError if the project is not installed there.
     """
     path = Path(sys.executable).with_name("btrsync")
+    if not path.exists() and os.environ.get("BTRSYNC_VM"):
+        path = Path("/usr/local/bin/btrsync")
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there: install the project with pip install -e .")
     return path
@@ -107,14 +112,18 @@ def format_toml(tables: Mapping[tuple[str, ...], Mapping[str, object]]) -> str:
     return "\n".join(
         "\n".join(
             [
-                # Quoted: the name of a target may have a dot in it.
-                f"[{'.'.join(json.dumps(part) for part in name)}]",
+                f"[{'.'.join(_format_key(part) for part in name)}]",
                 *(f"{key} = {_format_value(value)}" for key, value in table.items()),
                 "",
             ]
         )
         for name, table in tables.items()
     )
+
+
+def _format_key(part: str) -> str:
+    """Return a part of a name, bare as a person writes it, but for one with a dot in it, say."""
+    return part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else _format_value(part)
 
 
 def _format_value(value: object) -> str:

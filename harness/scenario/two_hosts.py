@@ -14,6 +14,7 @@ from harness.filesystem import GIB, OPTIONS, Array
 from harness.host import Host
 from harness.netns import Link
 from harness.scenario import disks
+from harness.scenario.encrypted import EncryptedArray
 from harness.scenario.parts import (
     CLIENT_FILE,
     SERVER_FILE,
@@ -40,8 +41,9 @@ class TwoHosts:
     jobs, targets: what the client's configuration says. members, size_bytes: daisy's array, mounted
     at /MirrorRoot. source_size_bytes: the one-member btrfs of the workstation, mounted at
     `source_mount`; a job below that gets a subvolume there, any other is mounted at its own place.
-    directory: where the disks' backing files lie; None is in memory. is_encrypted: daisy's array
-    stands on plain dm-crypt mappings, where the kernel has them. kind: of the clients' keys.
+    directory: where the disks' backing files lie; None is in memory. is_encrypted: daisy's disks are
+    for an array on plain dm-crypt, where the kernel has it; nothing is made of them before
+    `encrypted.create()` and `encrypted.open()`. kind: of the clients' keys.
     permit_root_login, sshd_options: for daisy's sshd. options: mount options of all arrays.
     lower: the roots of the two hosts, of other releases for example.
     """
@@ -78,6 +80,8 @@ class TwoHosts:
         self.members = members
         self.size_bytes = size_bytes
         self.is_encrypted = is_encrypted
+        self.array = Array(members, size_bytes, directory=directory)
+        self.encrypted = EncryptedArray(self.daisy, members, size_bytes, directory=directory, options=options)
         self.source_array = Array(1, source_size_bytes, label="HomeBtr", directory=directory)
         self.source_mount = source_mount
         self.options = options
@@ -98,7 +102,6 @@ class TwoHosts:
             self._add_disks()
             self._give_keys()
             self.write_client_file()
-            self.daisy.write_text(SERVER_FILE, f'root = "{SERVER_ROOT}"\n')
             stack.enter_context(self.sshd)
             self._stack = stack.pop_all()
         return self
@@ -108,13 +111,12 @@ class TwoHosts:
         self._stack.close()
 
     def _add_disks(self) -> None:
-        array, mappings = self._stack.enter_context(
-            disks.daisys_array(
-                self.members, self.size_bytes, directory=self._directory, is_encrypted=self.is_encrypted
-            )
-        )
-        self.array = array
-        self._stack.enter_context(disks.mounted_array(self.daisy, array, mappings, options=self.options))
+        if self.is_encrypted:
+            self._stack.enter_context(self.encrypted)
+        else:
+            self.daisy.write_text(SERVER_FILE, f'root = "{SERVER_ROOT}"\n')
+            self._stack.enter_context(self.array)
+            self._stack.enter_context(disks.mounted_array(self.daisy, self.array, options=self.options))
         self._stack.enter_context(self.source_array)
         on_workstation = disks.workstation_disks(
             self.workstation,

@@ -113,6 +113,45 @@ def test_without_root_it_says_so_in_one_sentence(machine: Machine) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def as_nobody(machine: Machine, entry: str) -> command.Completed:
+    """Run another entry as nobody, in a copy of the clone that nobody gets to but may not write to."""
+    (machine.clone / "entry").write_text(entry)
+    for path in (machine.clone, *machine.clone.parents[:1]):
+        path.chmod(0o755)
+    reachable = Path("/tmp") / f"btrsync-house-{os.getpid()}"  # pytest's own directory is closed to others
+    shutil.copytree(machine.clone, reachable / "clone")
+    shutil.copytree(machine.programs, reachable / "bin", symlinks=True)
+    try:
+        return Machine(reachable / "clone", reachable / "bin").prepare(uid=65534)
+    finally:
+        shutil.rmtree(reachable)
+
+
+def test_without_root_what_a_guest_needs_is_named_and_nothing_installed(machine: Machine) -> None:
+    entry = ENTRY.replace('prepare "$@"', "prepare_for_guests")
+    machine.program(
+        "dpkg-query", 'for p in ca-certificates python3; do printf "%s=installed " "$p"; done; exit 1'
+    )
+    done = as_nobody(machine, entry)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "entry: a guest needs Debian packages, and only root can install them:"
+        " apt-get install debian-archive-keyring e2fsprogs python3-venv util-linux\n"
+    )
+
+
+def test_without_root_a_clone_that_cannot_be_written_to_needs_a_current_environment(machine: Machine) -> None:
+    entry = ENTRY.replace('prepare "$@"', "prepare_for_guests")
+    machine.program("dpkg-query", 'shift 2; for p in "$@"; do printf "%s=installed " "$p"; done')
+    (machine.clone / ".venv/prepared").unlink()
+    done = as_nobody(machine, entry)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "entry: the clone has no current .venv, and you may not write to it: clone it again, or run"
+        " ./rehearse as root once\n"
+    )
+
+
 def test_only_what_is_missing_is_installed(machine: Machine) -> None:
     take_away(machine, "btrfs-progs")
     machine.program("apt-get", f": >{machine.clone}/installed")

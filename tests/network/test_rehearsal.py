@@ -175,12 +175,16 @@ def test_a_setting_that_leads_out_is_refused_by_name(tmp_path: Path) -> None:
     assert "targets.offsite.ssh_options: ProxyCommand=ssh real nc %h %p cannot be rehearsed" in said.stderr
 
 
-def test_nobody_but_root_can_rehearse() -> None:
+def test_without_root_it_goes_to_a_guest_and_says_so() -> None:
     argv: list[str | Path] = ["setpriv", "--reuid", "65534", "--clear-groups", REHEARSE]
     if command.run([*argv, "--help"], ok=None).returncode != 0:
         pytest.skip("nobody may not even enter the directory of this clone")
-    said = command.run(argv, ok=(2,), env=UNCONTAINED)
-    assert "only root can rehearse" in said.stderr
+    said = command.run([*argv, "--source", "/srv"], ok=(2,), env=UNCONTAINED)
+    assert said.stderr.splitlines() == [
+        "btrsync-rehearse: not root, so the rehearsal is held in a guest, as by --vm bookworm",
+        "btrsync-rehearse: --source: this machine's own files do not get into a guest",
+        "btrsync-rehearse: hint: only root can do that on this machine itself: sudo ./rehearse",
+    ]
 
 
 def test_disks_without_room_are_refused_before_anything_is_made(tmp_path: Path) -> None:

@@ -52,10 +52,12 @@ def test_the_readme_shows_the_table_of_a_rehearsal_that_held(name: str) -> None:
     text = (Path(__file__).parents[2] / name).read_text()
     shown = text.partition("<!-- output: rehearse -->\n```text\n")[2].partition("```\n")[0].splitlines()
     assert shown[0].split() == ["step", "sent", "seconds", "MB/s", "verdict"]
-    rows = shown[1 : len(STEPS) + 1]
-    assert [row.split("  ")[0] for row in rows] == [step.name for step in STEPS]
+    # As it was held on a kernel without dm-crypt.
+    names = [step.name for step in STEPS if not step.needs_encryption]
+    rows = shown[1 : len(names) + 1]
+    assert [row.split("  ")[0] for row in rows] == names
     assert all(row.endswith("  ok") for row in rows)
-    assert shown[len(STEPS) + 1 : len(STEPS) + 3] == ["", f"all {len(STEPS)} steps hold"]
+    assert shown[len(names) + 1 : len(names) + 3] == ["", f"all {len(names)} steps hold"]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,8 @@ def test_a_step_that_does_not_exist_is_a_mistake_of_usage(capsys: pytest.Capture
         arguments.parse(["--steps", "cut lin"])
     assert caught.value.code == 2
     assert (
-        "there is no step 'cut lin'; there are: first full sync, incremental sync" in capsys.readouterr().err
+        "there is no step 'cut lin'; there are: array created and opened, first full"
+        in capsys.readouterr().err
     )
 
 
@@ -86,10 +89,3 @@ def test_help_names_every_step_and_status(capsys: pytest.CaptureFixture[str]) ->
     shown = capsys.readouterr().out
     for words in ("first full sync", "renamed parents", "wrong key", "--keep", "Exit status: 0"):
         assert words in shown
-
-
-def test_what_is_not_there_yet_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        arguments.parse(["--vm"])
-    assert caught.value.code == 2
-    assert "--vm is not available yet" in capsys.readouterr().err
