@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from btrsync.array.setup import ArraySetup
     from btrsync.plan.disk_contents import Disk, Layer
+    from btrsync.system.dmcrypt import Mapping
 
 LOOK: Final = "look_"
 """After the prefix, the names of mappings that are only looked through, read-only and for a moment."""
@@ -31,20 +32,24 @@ def inspect(setup: ArraySetup, wanted: Sequence[Wanted], *, keeps: Sequence[Path
     Behind the key only those are looked at that nobody uses. keeps: files that are none of ours to lose.
     Raises StorageError, CommandError; the lock is the caller's.
     """
-    close_looks(setup)
-    ours = _own_numbers(setup, wanted)
+    mappings = dmcrypt.mappings()
+    _close_looks(setup, mappings)
+    ours = _own_numbers(setup, wanted, mappings)
     found = [block_devices.read_disk(one.device, ours=ours, keeps=keeps) for one in wanted]
+    numbers = {disk.layer.number for disk in found}
+    # A disk and its own partition cannot both be opened; they are refused anyway.
+    below = {disk.layer.number for disk in found for layer in disk.layer.above if layer.number in numbers}
     to_look: dict[str, Disk] = {}
     for disk in found:
-        if disk.own_mapping is None and not uses([disk]) and not system_mounts(disk):
+        is_free = not uses([disk]) and not system_mounts(disk) and disk.layer.number not in below
+        if disk.own_mapping is None and is_free:
             to_look.setdefault(disk.layer.number, disk)
     behind = _looked_through(setup, list(to_look.values()))
     return tuple(msgspec.structs.replace(disk, behind=behind.get(disk.layer.number)) for disk in found)
 
 
-def _own_numbers(setup: ArraySetup, wanted: Sequence[Wanted]) -> set[str]:
+def _own_numbers(setup: ArraySetup, wanted: Sequence[Wanted], found: dict[str, Mapping]) -> set[str]:
     """Return the numbers of those mappings that are open under the array's names and just as configured."""
-    found = dmcrypt.mappings()
     return {
         found[one.name].number
         for one in wanted
@@ -71,7 +76,8 @@ def _looked_through(setup: ArraySetup, found: Sequence[Disk]) -> dict[str, Layer
             number: block_devices.read_layer(dmcrypt.MAPPER / look.name) for number, look in looks.items()
         }
     finally:
-        close_looks(setup)
+        if looks:
+            _close_looks(setup, dmcrypt.mappings())
 
 
 def _opens(setup: ArraySetup, look: Wanted) -> bool:
@@ -85,13 +91,13 @@ def _opens(setup: ArraySetup, look: Wanted) -> bool:
     return True
 
 
-def close_looks(setup: ArraySetup) -> None:
+def _close_looks(setup: ArraySetup, mappings: dict[str, Mapping]) -> None:
     """Close what was opened to look through it, also by a run that was killed.
 
     Nothing is mounted from there; but udev may have activated a volume group that it saw.
     """
     prefix = setup.config.mapping_prefix + LOOK
-    found = [mapping for name, mapping in dmcrypt.mappings().items() if name.startswith(prefix)]
+    found = [mapping for name, mapping in mappings.items() if name.startswith(prefix)]
     if not found:
         return
     for mapping in found:
