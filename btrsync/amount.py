@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
+from btrsync.plan.space import must_count_first
 from btrsync.system.priority import priority_argv
 from btrsync.totals import TotalsBeside, count_totals
 
@@ -49,11 +50,10 @@ class Amount:
         return self
 
     def _begin(self) -> None:
-        available_bytes = self._remote.available_bytes
-        if available_bytes is None or available_bytes > self._source.used_bytes():
-            self._beside = self._stack.enter_context(TotalsBeside(self._argv, delay_s=self._beside_after_s))
-        else:
+        if must_count_first(self._source.used_bytes(), self._remote.available_bytes):
             self._counted = self._count()
+        else:
+            self._beside = self._stack.enter_context(TotalsBeside(self._argv, delay_s=self._beside_after_s))
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()

@@ -255,7 +255,8 @@ class Sending:
     def _forward(self, read_fd: int) -> None:
         """Pass what comes to the wire, no faster than is allowed."""
         limit_bytes = MAX_DATA_BYTES
-        frame_bytes = min(FRAME_BYTES, self._config.buffer_bytes // 2)
+        # No more than what the pipe has become: it may be smaller than what was asked for.
+        frame_bytes = min(FRAME_BYTES, pipes.enlarge(read_fd, self._config.buffer_bytes) // 2)
         while True:
             if self._rate.is_needed:
                 allowed = self._rate.allowance(time.monotonic())

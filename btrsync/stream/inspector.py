@@ -62,7 +62,8 @@ _PATHS: dict[int, tuple[Attribute, ...]] = {
 }
 _ONE_PATH: tuple[Attribute, ...] = (Attribute.PATH,)
 _LINKING = DOORS.union(map(int, (Kind.LINK, Kind.UNLINK, Kind.RENAME)))
-_OPENING_ONE = OPENING - {Kind.CLONE}
+_OPENING_ONE = OPENING - {Kind.CLONE, Kind.CHMOD}
+"""Those that prove their path for the next command too: CHMOD may name a device that nothing may open."""
 _PUNCH_HOLE = 2
 _LE16 = struct.Struct("<H")
 

@@ -189,6 +189,11 @@ def device_write(place: Place) -> bytes:
     return whole(node(b"disk", place), write(b"disk", EVIL))(place)
 
 
+def changed_device_write(place: Place) -> bytes:
+    mode = command(Kind.CHMOD, b"disk", (Attribute.MODE, number(0o600)))
+    return whole(node(b"disk", place), mode, write(b"disk", EVIL))(place)
+
+
 def linked_device_write(place: Place) -> bytes:
     made = node(b"o7", place), rename(b"o7", b"disk"), link(b"same", b"disk")
     return whole(*made, write(b"same", EVIL))(place)
@@ -288,6 +293,9 @@ ATTACKS: dict[str, Attack] = {
         clone_of_secret_by_link, Harm.LEAK, Harm.NONE, "symbolic link"
     ),
     "a device, and data into it": Attack(device_write, Harm.DEVICE, Harm.DEVICE, "through the device"),
+    "a device, its mode, and data into it": Attack(
+        changed_device_write, Harm.DEVICE, Harm.DEVICE, "through the device"
+    ),
     "a device under its third name, and data into it": Attack(
         linked_device_write, Harm.DEVICE, Harm.DEVICE, "through the device"
     ),

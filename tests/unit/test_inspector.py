@@ -182,6 +182,10 @@ BAD = {
     "something hidden behind the data": (
         [command(Kind.WRITE, (Attribute.PATH, b"a"), (Attribute.DATA, b"x"), (Attribute.PATH, b"../b"))], "behind the data"
     ),
+    "data into a device whose mode was changed": (
+        [make(Kind.MKNOD, b"sda"), command(Kind.CHMOD, (Attribute.PATH, b"sda"), (Attribute.MODE, bytes(8))), write(b"sda", b"x")],
+        "through the device",
+    ),
     "no path": ([command(Kind.MKFILE, (Attribute.INO, bytes(8)))], "without attribute PATH"),
     "more behind END": ([END, make(Kind.MKFILE, b"a")], "behind its END"),
     "less than a command behind END": ([END, b"xy"], "behind its END"),
