@@ -27,6 +27,7 @@ STOPPING_S: Final = 20.0
 """How long it may stand still once we are asked to stop: who asks kills us in the end."""
 FIRST_LOOK_S: Final = 0.02
 LONGEST_LOOK_S: Final = 1.0
+LONGEST_PAUSE_MS: Final = 8
 
 
 class Care(NamedTuple):
@@ -63,7 +64,7 @@ class Piece:
             argv = [*care.priority, *confined_argv(), *btrfs.receive_argv(view)]
             read_fd, self._write_fd = os.pipe()
             os.set_blocking(self._write_fd, False)
-            pipes.enlarge(self._write_fd, care.buffer_bytes)
+            self._pause_ms = min(pipes.enlarge(self._write_fd, care.buffer_bytes) >> 20, LONGEST_PAUSE_MS)
             stack.callback(self._close_input)
             try:
                 # It ends with its input: what it has can only be kept by who feeds it.
@@ -82,7 +83,7 @@ class Piece:
             try:
                 rest = rest[os.write(self._write_fd, rest) :]
             except BlockingIOError:
-                self._wait(self._write_fd, select.POLLOUT)
+                self._wait_for_room()
 
     def splice(self, source_fd: int, size_bytes: int) -> None:
         """Move as much, which is there, from the pipe `source_fd` into receive. BrokenPipeError passes."""
@@ -90,7 +91,7 @@ class Piece:
             try:
                 size_bytes -= os.splice(source_fd, self._write_fd, size_bytes)
             except BlockingIOError:
-                self._wait(self._write_fd, select.POLLOUT)
+                self._wait_for_room()
 
     def end(self) -> Exit:
         """Wait for the end of receive, which has been given all of it or has stopped reading."""
@@ -105,6 +106,15 @@ class Piece:
     def close(self) -> None:
         self._close_input()
         self._stack.close()
+
+    def _wait_for_room(self) -> None:
+        if self._pause_ms:
+            # A full pipe has room again with each page that is read. Not to be woken for each, let some of it
+            # be read first: 1 ms for each MiB is less than receive needs for that. Its end is an event.
+            wait = select.poll()
+            wait.register(self._write_fd, 0)
+            wait.poll(self._pause_ms)
+        self._wait(self._write_fd, select.POLLOUT)
 
     def _wait(self, fd: int, event: int, *, is_last: bool = False) -> None:
         """Wait for `event` at `fd` while receive gets on; is_last: close its input once it took all of it."""
