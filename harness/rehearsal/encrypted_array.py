@@ -61,7 +61,8 @@ def wrong_key_refused_by_the_array(session: Session) -> Result:
         array.open()
     except CommandFailed as failed:
         raise StepFailed(*_told(failed.completed)) from None
-    session.show.line(f"  btrsync: {refused.stderr.strip().splitlines()[-1]}")
+    told = [line for line in refused.stderr.splitlines() if line.startswith("btrsync: ")]
+    session.show.line(f"  {told[0] if told else refused.stderr.strip()}")
     _check_open(session)
     session.sync_all("nothing_changed", None)
     paths = sum(
