@@ -99,9 +99,11 @@ def replace_member(
             _begin(setup, change, wish, places, others, members, confirm, say)
         status = _follow(setup, say)
         if not status.is_finished:
+            _take_back(setup, change, places)
             raise StorageError(
-                f"array {setup.name}: the replacement was canceled, or broke off",
-                hint="dmesg tells why; the same command begins it anew",
+                f"array {setup.name}: the replacement was canceled, or broke off; {change.new} is no member",
+                hint="dmesg | grep BTRFS tells why. With -28 the disks have too little unallocated space:"
+                f" btrfs balance start -dusage=20 {setup.config.mount_point}",
             )
         return _end(setup, change, places, status, say)
 
@@ -144,6 +146,15 @@ def _begin(
             status = btrfs_devices.replacement(point)
             if status.is_running or (status.is_finished and status.started != before):
                 undo.pop_all()
+
+
+def _take_back(setup: ArraySetup, change: Change, places: Places) -> None:
+    """Close the new disk, and take it out of the configuration again unless it is the old one."""
+    members = btrfs_devices.mounted_members(setup.config.mount_point)
+    if member_on(change.new, members) is None:
+        close_mapping(wanted_mapping(setup, change.new).name)
+        if str(change.new) != change.old:
+            recording.remove_member(places, setup.name, change.new)
 
 
 def _wait_for_begin(setup: ArraySetup, before: int) -> None:

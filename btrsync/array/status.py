@@ -167,6 +167,9 @@ def _problems(status: ArrayStatus, missing: Sequence[MountedMember]) -> Iterator
     scrub = status.last_scrub
     if scrub and scrub.uncorrectable_errors:
         yield f"the last scrub found {scrub.uncorrectable_errors} errors that it could not correct"
+    elif scrub and scrub.errors:
+        # Not all kernels count what a scrub corrects among the errors of the device (6.12, measured).
+        yield f"the last scrub found {scrub.errors} errors and corrected them: a disk fails, or was away"
 
 
 def _member_problems(status: ArrayStatus, member: MemberStatus) -> Iterator[str]:

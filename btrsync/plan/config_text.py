@@ -48,7 +48,9 @@ def with_member(text: str, array: str, member: str) -> str | None:
 
 
 def without_member(text: str, array: str, member: str) -> str | None:
-    """Return the text without one member; None if its layout allows no small change."""
+    """Return the text without one member, if it names it; None if its layout allows no small change."""
+    if member not in _table(tomllib.loads(text), array)["members"]:
+        return text
 
     def change(table: dict[str, Any]) -> None:
         table["members"].remove(member)

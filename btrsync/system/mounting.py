@@ -35,9 +35,14 @@ def mount(device: Path, mount_point: Path, options: Sequence[str]) -> None:
 
 
 def remount(mount_point: Path, options: Sequence[str]) -> None:
-    """Change the options of what is mounted. Raises StorageError with what mount said."""
+    """Change these options of what is mounted. Raises StorageError with what mount said.
+
+    Without a source for the others, mount(8) would take them from fstab, and fail over a line for another
+    filesystem there.
+    """
     try:
-        argv = ["mount", "-o", ",".join(["remount", *options]), "--", os.fspath(mount_point)]
+        words = ["--options-source", "mtab", "-o", ",".join(["remount", *options])]
+        argv = ["mount", *words, "--", os.fspath(mount_point)]
         process.run(argv, timeout_s=MOUNT_TIMEOUT_S)
     except CommandError as error:
         raise StorageError(str(error), hint="the kernel log tells why: dmesg | grep BTRFS") from error

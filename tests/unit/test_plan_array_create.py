@@ -157,12 +157,12 @@ def test_the_machines_own_disk_is_never_written_to(deactivates: bool) -> None:
 
 
 def test_what_uses_a_disk_is_named_or_ended_from_the_top_down() -> None:
-    volume = layer(
+    upper = layer(
         3, kind="logical_volume", number="254:1", name="Mirror--VG-LV", device="/dev/mapper/Mirror--VG-LV",
         mounts=("/MirrorSlave",), signatures=(Signature("xfs", 0, label="slave"),),
     )  # fmt: skip
     mapping = layer(
-        2, kind="mapping", number="254:0", name="luks", device="/dev/mapper/luks", above=(volume,),
+        2, kind="mapping", number="254:0", name="luks", device="/dev/mapper/luks", above=(upper,),
         signatures=(Signature("LVM2_member", 536),), group=LvmGroup("Mirror-VG", 4),
     )  # fmt: skip
     part = layer(4, kind="partition", number="8:65", is_swap=True)

@@ -57,6 +57,7 @@ def test_a_member_is_added_taken_out_and_put_in_anothers_place() -> None:
     assert more is not None
     assert lines_changed(CONFIGURATION, more) == ['  "/dev/3",']
     assert without_member(more, "mirror", "/dev/3") == CONFIGURATION
+    assert without_member(CONFIGURATION, "mirror", "/dev/3") == CONFIGURATION
     instead = with_member_instead(more, "mirror", "/dev/2", "/dev/9")
     assert instead is not None
     assert tomllib.loads(instead)["arrays"]["mirror"]["members"] == ["/dev/1", "/dev/9", "/dev/3"]

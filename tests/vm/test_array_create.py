@@ -124,7 +124,7 @@ def test_what_a_disk_holds_is_told_in_words(array: ArrayToMake, tmp_path: Path) 
     command.run(["partx", "--delete", "--nr", "1", table])
 
 
-def test_an_active_volume_group_is_named_or_ended(array: ArrayToMake, tmp_path: Path) -> None:
+def test_active_lvm_is_named_or_ended(array: ArrayToMake, tmp_path: Path) -> None:
     slave = tmp_path / "MirrorSlave"
     slave.mkdir()
     first, second, *_ = array.members
@@ -134,9 +134,9 @@ def test_an_active_volume_group_is_named_or_ended(array: ArrayToMake, tmp_path: 
         command.run(["vgcreate", "-q", GROUP, first.resolve(), second.resolve()], env=env)
         undo.callback(command.run, ["vgchange", "-q", "-a", "n", GROUP], env=env, ok=None)
         command.run(["lvcreate", "-q", "-Zn", "-Wn", "-n", "Mirror-LV", "-l", "100%FREE", GROUP], env=env)
-        volume = Path("/dev/mapper/MirrorVG-Mirror--LV")
-        command.run(["mkfs.ext4", "-q", volume])
-        command.run(["mount", "-o", "ro,noload", volume, slave])
+        mapped = Path("/dev/mapper/MirrorVG-Mirror--LV")
+        command.run(["mkfs.ext4", "-q", mapped])
+        command.run(["mount", "-o", "ro,noload", mapped, slave])
         undo.callback(command.run, ["umount", slave], ok=None)
         said = refused(array, *array.wipe_all())
         assert "physical volume of LVM, volume group MirrorVG, active" in said
@@ -147,12 +147,12 @@ def test_an_active_volume_group_is_named_or_ended(array: ArrayToMake, tmp_path: 
         ended = array.create(*array.wipe_all(), "--deactivate")
         assert ended.returncode == 0, ended
         assert not slave.is_mount()
-        assert not volume.exists()
+        assert not mapped.exists()
         assert "LVM2" not in command.run(["wipefs", *array.members]).stdout
     assert array.btrsync("open", "mirror").returncode == 0
 
 
-def test_a_volume_group_behind_the_key_is_seen_and_let_go_of(pair: ArrayToMake) -> None:
+def test_lvm_behind_the_key_is_seen_and_let_go_of(pair: ArrayToMake) -> None:
     env = dmcrypt.ENVIRONMENT
     with pair.opened_by_hand() as devices:
         # The original's disks before the change: LVM and XFS, behind the same key.
