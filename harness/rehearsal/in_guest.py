@@ -7,6 +7,7 @@ so no root is needed; the words go in with the working tree, the report comes ou
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -24,12 +25,15 @@ from harness.rehearsal.signals import Interrupted
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
 SCRIPT = "harness/rehearsal/guest.sh"
 CONFIG = ".guest/btrsync.toml"
 DISK = "16G"
 """For what the rehearsal plays with; sparse, so it costs what is written to it."""
 MEMORY = "1G"
+SWEPT = "btrsync-vm-"
+"""What vmimages removes if nobody has it locked."""
 VM_FAILED = 1
 """The status of vmimages where there is no guest to be had; its words say why."""
 GRACE_S = 10.0
@@ -43,15 +47,27 @@ def rehearse_in_guest(wanted: argparse.Namespace) -> int:
     one on standard output. Raises CannotRehearse, Interrupted.
     """
     _check(wanted)
-    with tempfile.TemporaryDirectory(prefix="btrsync-rehearse-", dir=room.directory()) as results:
-        argv = vm_argv(wanted, Path(results))
+    with _results() as results:
+        argv = vm_argv(wanted, results)
         status = _run(argv, stdout=sys.stderr.fileno() if wanted.json else None)
-        report = read_report(Path(results) / "report.json")
+        report = read_report(results / "report.json")
     if report is None:
         return UNFIT if status == VM_FAILED else status
     if wanted.json:
         print(report, flush=True)
     return status
+
+
+@contextlib.contextmanager
+def _results() -> Iterator[Path]:
+    """A directory for what comes out; after a SIGKILL the next guest sweeps it, as the guest's own disks."""
+    with tempfile.TemporaryDirectory(prefix=SWEPT, dir=room.directory()) as name:
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield Path(name)
+        finally:
+            os.close(fd)
 
 
 def vm_argv(wanted: argparse.Namespace, results: Path) -> list[str]:
