@@ -44,6 +44,8 @@ PACKAGES: Final = {
     "btrfs": "btrfs-progs", "ssh": "openssh-client", "ssh-keygen": "openssh-client",
     "ionice": "util-linux", "prlimit": "util-linux", "setpriv": "util-linux",
     "mount": "mount", "umount": "mount", "cryptsetup": "cryptsetup-bin", "dmsetup": "dmsetup",
+    "mkfs.btrfs": "btrfs-progs", "wipefs": "util-linux", "swapoff": "mount", "vgchange": "lvm2",
+    "mdadm": "mdadm",
 }  # fmt: skip
 """Debian's package for each program that this project starts."""
 
