@@ -6,12 +6,13 @@ the devices count.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from btrsync.errors import CommandError, StorageError
+from btrsync.errors import CommandError, CommandTimeoutError, StorageError
 from btrsync.plan.profiles import COPIES
 from btrsync.plan.scrub_record import Scrub, parse_scrub_record
 from btrsync.system import btrfs_devices, mounting, process
@@ -64,17 +65,20 @@ def scrub_array(
     is_readonly = here[-1].is_readonly
     before = _errors(setup)
     total = _bytes_to_read(setup)
+    read: dict[int, int] = {}
     argv = scrub_argv(setup, resumes=resumes, is_readonly=is_readonly)
     with process.spawn(argv) as running:
         try:
             while running.poll() is None:
-                done = btrfs_devices.scrubbed_bytes(point)
-                if done is not None:
-                    progress(done, max(total, done))
+                read.update(btrfs_devices.scrubbed_bytes(point))
+                if read:
+                    progress(sum(read.values()), max(total, sum(read.values())))
                 time.sleep(INTERVAL_S)
         except BaseException:
             # A scrub in the kernel does not hear signals: without this, the end would be waited for.
             process.run(["btrfs", "scrub", "cancel", str(point)], ok=(0, 1, 2), timeout_s=CANCEL_TIMEOUT_S)
+            with contextlib.suppress(CommandTimeoutError):
+                running.wait(CANCEL_TIMEOUT_S)  # it writes down where it was
             raise
         exit = running.wait()
     if exit.returncode not in OK:

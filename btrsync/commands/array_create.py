@@ -211,5 +211,9 @@ def ask(lines: Sequence[str], name: str, *, yes: bool) -> None:
         raise RefusedError(
             f"array {name}: nothing was changed, since nobody could be asked", hint="--yes, or a terminal"
         )
-    if click.prompt(f"All that these disks hold is lost. To go on, type {name}", err=True) != name:
+    try:
+        typed = click.prompt(f"All that these disks hold is lost. To go on, type {name}", err=True)
+    except click.Abort:  # Ctrl-D
+        typed = ""
+    if typed != name:
         raise RefusedError(f"array {name}: not confirmed, and nothing was changed")

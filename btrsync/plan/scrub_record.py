@@ -50,7 +50,8 @@ def parse_scrub_record(text: str) -> Scrub | None:
         corrected_errors=total("corrected_errors"),
         uncorrectable_errors=total("uncorrectable_errors"),
         other_errors=total("super_errors", "malloc_errors"),
-        is_finished=all(device.get("finished", 0) for device in devices),
+        # One that was canceled is marked finished, too (6.14, measured).
+        is_finished=all(device.get("finished", 0) and not device.get("canceled", 0) for device in devices),
         is_canceled=any(device.get("canceled", 0) for device in devices),
     )
 

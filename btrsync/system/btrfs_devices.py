@@ -176,18 +176,17 @@ def replacement(path: Path) -> btrfs_ioctl.ReplaceStatus:
         ) from error
 
 
-def scrubbed_bytes(path: Path) -> int | None:
-    """Return what a running scrub has read so far, of all devices; None if none is running."""
+def scrubbed_bytes(path: Path) -> dict[int, int]:
+    """Return what a running scrub has read of each device that it is still at, by devid; {} if none is."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            found = [btrfs_ioctl.scrubbed_bytes(fd, device.devid) for device in btrfs_ioctl.devices(fd)]
+            found = {one.devid: btrfs_ioctl.scrubbed_bytes(fd, one.devid) for one in btrfs_ioctl.devices(fd)}
         finally:
             os.close(fd)
     except OSError as error:
         raise StorageError(f"cannot read of a scrub on {path}: {os.strerror(error.errno or 0)}") from error
-    running = [count for count in found if count is not None]
-    return sum(running) if running else None
+    return {devid: count for devid, count in found.items() if count is not None}
 
 
 def scrub_record(fsid: UUID, directory: Path = SCRUB_RECORDS) -> str | None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness import command, dmcrypt
+from harness import command, dmcrypt, wait
+from tests.vm.encrypted import BTRSYNC
 from tests.vm.making import ArrayToMake
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.vm, pytest.mark.requires("root", "loop", "btrfs", "dm_crypt")]
 
@@ -165,11 +167,14 @@ def test_a_stale_disk_is_given_back_as_a_new_one(array: ArrayToMake) -> None:
 
 
 def test_a_scrub_that_repaired_something_ends_with_1_and_status_tells(array: ArrayToMake) -> None:
-    assert "it is not open" not in done(array, "scrub", "mirror")
+    assert "no errors" in done(array, "scrub", "mirror")
+    allocated = [member["allocated_bytes"] for member in status(array)["members"]]
     done(array, "close", "mirror")
-    # Between the superblocks, of which one error each would be counted.
-    with array.opened_by_hand([array.members[1]]) as (mapping,):
-        command.run(["dd", "if=/dev/urandom", f"of={mapping}", "bs=1M", "seek=2", "count=58", "conv=fsync"])
+    damaged = array.members[max(range(3), key=lambda index: allocated[index])]
+    with array.opened_by_hand([damaged]) as (mapping,):
+        # Around the superblocks, of which one error each would be counted.
+        for words in (["seek=2", "count=60"], ["seek=66", "count=60"]):
+            command.run(["dd", "if=/dev/urandom", f"of={mapping}", "bs=1M", *words, "conv=fsync"])
     done(array, "open", "mirror")
     # The fault strikes: btrfs itself ends with 0.
     said = array.btrsync("scrub", "mirror")
@@ -196,3 +201,23 @@ def test_a_replacement_that_breaks_off_takes_the_new_disk_back(tmp_path: Path) -
         said = array.btrsync("replace", "mirror", array.members[0], new, "--wipe", "--yes")
         assert (said.returncode, "broke off" in said.stderr) == (8, True), said
         assert (array.configuration.read_bytes(), array.open_names()) == before
+
+
+def test_a_scrub_that_is_stopped_stops_in_the_kernel_and_is_gone_on_with(array: ArrayToMake) -> None:
+    speeds = list(Path(f"/sys/fs/btrfs/{array.uuid}/devinfo").glob("*/scrub_speed_max"))
+    assert speeds
+    for name in ("more", "and-more", "and-yet-more"):
+        write(array, name)
+    for speed in speeds:
+        speed.write_text(str(MIB))
+    argv = [*BTRSYNC, "array", "scrub", "mirror", "--config", str(array.configuration)]
+    with command.spawn(argv) as process:
+        wait.until(lambda: "about" in process.stderr, timeout_s=30, what="it is at work")
+        process.terminate()
+        assert process.wait(20) == 128 + signal.SIGTERM
+    found = status(array)["last_scrub"]
+    assert (found["is_canceled"], found["is_finished"]) == (True, False)
+    for speed in speeds:
+        speed.write_text("0")
+    assert "no errors" in done(array, "scrub", "mirror", "--resume")
+    assert status(array)["last_scrub"]["is_finished"]
