@@ -18,7 +18,7 @@ ENVIRONMENTS = {
     "checkpoints", "fuzz", "vmimages", "vm-bookworm", "vm-trixie", "vm-forky",
     "compatibility",
 }  # fmt: skip
-NAMED_ONLY = {"bench", "checkpoints", "compatibility", "vm-bookworm", "vm-forky"}
+NAMED_ONLY = {"bench", "checkpoints", "compatibility", "vmimages", "vm-bookworm", "vm-forky"}
 """Run only when they are asked for by name."""
 DOORS = {"btrsync/system/{process,pipeline}.py", "harness/command.py", "btrsync/cli.py"}
 WHOLE_CHECK_S = 70 * 60
